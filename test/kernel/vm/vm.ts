@@ -1,0 +1,181 @@
+/**
+ * A real Linux kernel with device-mapper, in a virtual machine that is emulated in software: it needs no KVM and no
+ * root. One boot (about 10 s) serves any number of scripts, and both sides see the same disk bytes between scripts.
+ */
+import { type ChildProcess, execFileSync, spawn } from 'node:child_process';
+import {
+  closeSync,
+  ftruncateSync,
+  mkdtempSync,
+  openSync,
+  readFileSync,
+  readSync,
+  rmSync,
+  writeFileSync,
+  writeSync,
+} from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { createInterface } from 'node:readline';
+
+/** Scripts run from the checkout's root, as npm and vitest do; the compiled recorder lies elsewhere. */
+const BUILD = join(process.cwd(), 'test/kernel/vm/build.sh');
+/** The scratch disk is sparse: only what is written takes space. */
+const SCRATCH = 16 * 2 ** 30;
+const ALIGN = 2 ** 20;
+const BOOT_LIMIT = 180_000;
+
+/** A stretch of the scratch disk that the guest sees as a device of exactly this size, `/dev/mapper/NAME`. */
+export class KernelDisk {
+  readonly name: string;
+  readonly path: string;
+  readonly sectors: number;
+  readonly offset: number;
+  readonly #fd: number;
+
+  constructor(fd: number, name: string, sectors: number, offset: number) {
+    this.#fd = fd;
+    this.name = name;
+    this.path = `/dev/mapper/${name}`;
+    this.sectors = sectors;
+    this.offset = offset;
+  }
+
+  /** Only while no script runs that has the device open: the guest's caches end with the last close. */
+  write(content: Uint8Array): void {
+    if (content.length !== this.sectors * 512) throw new Error(`${this.name} takes ${this.sectors * 512} bytes`);
+    writeSync(this.#fd, content, 0, content.length, this.offset);
+  }
+
+  read(): Buffer {
+    const content = Buffer.alloc(this.sectors * 512);
+    readSync(this.#fd, content, 0, content.length, this.offset);
+    return content;
+  }
+
+  /** The shell command that makes the device inside the guest. */
+  get create(): string {
+    return `dmsetup create ${this.name} --table "0 ${this.sectors} linear /dev/vda ${this.offset / 512}"`;
+  }
+}
+
+export interface BootOptions {
+  /** More qemu arguments, e.g. `-drive` for `/dev/vdb`, or a network. */
+  qemu?: string[];
+}
+
+export class Kernel {
+  readonly #folder: string;
+  readonly #process: ChildProcess;
+  readonly #scratch: number;
+  readonly #waiting = new Map<string, (status: number) => void>();
+  #exited: string | undefined;
+  #fail: (error: Error) => void = () => {};
+  #used = 0;
+  #jobs = 0;
+
+  private constructor(folder: string, scratch: number, process: ChildProcess) {
+    this.#folder = folder;
+    this.#scratch = scratch;
+    this.#process = process;
+  }
+
+  /** Builds the machine first where it is missing. Throws with the console's text when the guest does not come up. */
+  static async boot({ qemu = [] }: BootOptions = {}): Promise<Kernel> {
+    const cache = execFileSync(BUILD, { encoding: 'utf8' }).trim();
+    const folder = mkdtempSync(join(tmpdir(), 'dmkit-kernel-'));
+    const disk = join(folder, 'scratch.img');
+    const scratch = openSync(disk, 'w+');
+    ftruncateSync(scratch, SCRATCH);
+    const machine = ['-accel', 'tcg,thread=multi', '-cpu', 'max', '-m', '1024', '-smp', '2', '-display', 'none'];
+    const boot = ['-kernel', join(cache, 'vmlinuz'), '-initrd', join(cache, 'initrd.img'), '-no-reboot'];
+    const child = spawn(
+      'qemu-system-x86_64',
+      [
+        ...[...machine, ...boot, '-append', 'console=ttyS0 quiet panic=-1 mitigations=off'],
+        ...['-serial', `file:${join(folder, 'console.txt')}`, '-serial', 'stdio'],
+        ...['-drive', `file=${disk},format=raw,if=virtio,cache=unsafe,discard=unmap`],
+        ...['-virtfs', `local,path=${folder},mount_tag=job,security_model=none`],
+        ...(qemu.includes('-netdev') ? qemu : ['-nic', 'none', ...qemu]),
+      ],
+      { stdio: ['pipe', 'pipe', 'pipe'] },
+    );
+    const kernel = new Kernel(folder, scratch, child);
+    try {
+      await kernel.#ready();
+    } catch (error) {
+      await kernel.close();
+      throw error;
+    }
+    return kernel;
+  }
+
+  disk(name: string, sectors: number): KernelDisk {
+    const offset = this.#used;
+    this.#used += Math.ceil((sectors * 512) / ALIGN) * ALIGN;
+    if (this.#used > SCRATCH) throw new Error('The scratch disk is used up');
+    return new KernelDisk(this.#scratch, name, sectors, offset);
+  }
+
+  /** Runs a bash script as the guest's root; resolves with all it printed, rejects when its exit status is not 0. */
+  async run(script: string): Promise<string> {
+    const id = `job${++this.#jobs}`;
+    writeFileSync(join(this.#folder, `${id}.sh`), script);
+    const status = await new Promise<number>((resolve, reject) => {
+      if (this.#exited) return reject(new Error(this.#exited));
+      this.#fail = reject;
+      this.#waiting.set(id, resolve);
+      this.#process.stdin!.write(`${id}\n`);
+    });
+    const output = readFileSync(join(this.#folder, `${id}.out`), 'utf8');
+    if (status !== 0) throw new Error(`The script ended with status ${status} in the kernel:\n${output}`);
+    return output;
+  }
+
+  /** A file for the guest, which finds it as `/job/NAME`. */
+  share(name: string, content: Uint8Array | string): void {
+    writeFileSync(join(this.#folder, name), content);
+  }
+
+  async close(): Promise<void> {
+    if (!this.#exited) {
+      const gone = new Promise((resolve) => this.#process.once('exit', resolve));
+      this.#process.kill('SIGKILL');
+      await gone;
+    }
+    closeSync(this.#scratch);
+    rmSync(this.#folder, { recursive: true, force: true });
+  }
+
+  async #ready(): Promise<void> {
+    let complaint = '';
+    this.#process.stderr!.on('data', (text) => (complaint += text));
+    await new Promise<void>((resolve, reject) => {
+      const limit = setTimeout(() => this.#process.kill('SIGKILL'), BOOT_LIMIT);
+      this.#fail = reject;
+      this.#process.once('error', (error) => reject(error));
+      this.#process.once('exit', (code, signal) => {
+        clearTimeout(limit);
+        this.#exited = `The kernel machine ended (${signal ?? code}). ${complaint}\n${this.#console()}`;
+        this.#fail(new Error(this.#exited));
+      });
+      createInterface({ input: this.#process.stdout! }).on('line', (line) => {
+        if (line.trim() === 'ready') {
+          clearTimeout(limit);
+          resolve();
+        }
+        const [id, status] = line.trim().split(' ');
+        this.#waiting.get(id)?.(Number(status));
+        this.#waiting.delete(id);
+      });
+    });
+  }
+
+  #console(): string {
+    try {
+      return readFileSync(join(this.#folder, 'console.txt'), 'utf8').slice(-4000);
+    } catch {
+      return '';
+    }
+  }
+}
