@@ -1,0 +1,131 @@
+/**
+ * The control socket: HTTP and JSON over a Unix socket that only its owner can open. A request that is malformed, too
+ * large, cut off or slow costs itself and nothing else.
+ */
+import { createServer, type IncomingMessage, type Server, type ServerResponse } from 'node:http';
+import { argumentsOf, type CallName, isCall } from './calls.ts';
+import { listenPrivately, unlinkSocket } from './private-socket.ts';
+import { httpStatus, toWire, type WireError } from './wire-error.ts';
+
+/** A table of 100,000 lines has about 5 MB. */
+export const BODY_MAX = 64 * 1024 * 1024;
+
+/** Takes the arguments of a call in order. `signal` fires when the client has gone or the server closes. */
+export type Handler = (args: unknown[], signal: AbortSignal) => Promise<unknown>;
+export type Handlers = Record<CallName, Handler>;
+
+export interface ControlServerOptions {
+  /** What clients are not told: stacks of our own faults. */
+  log?: (line: string) => void;
+  bodyMax?: number;
+}
+
+export class ControlServer {
+  readonly #http: Server;
+  readonly #handlers: Handlers;
+  readonly #log: (line: string) => void;
+  readonly #bodyMax: number;
+  readonly #running = new Set<AbortController>();
+  #path = '';
+  #idle: (() => void) | undefined;
+
+  constructor(handlers: Handlers, { log = () => {}, bodyMax = BODY_MAX }: ControlServerOptions = {}) {
+    this.#handlers = handlers;
+    this.#log = log;
+    this.#bodyMax = bodyMax;
+    this.#http = createServer({ requestTimeout: 60_000, headersTimeout: 30_000, keepAliveTimeout: 5_000 });
+    this.#http.on('request', (request, response) => void this.#serve(request, response));
+    this.#http.on('clientError', (_error, socket) => {
+      if (socket.writable) socket.end('HTTP/1.1 400 Bad Request\r\nConnection: close\r\nContent-Length: 0\r\n\r\n');
+      else socket.destroy();
+    });
+  }
+
+  /** A stale socket at `path` is replaced; whoever calls holds the lock that makes it stale. */
+  async listen(path: string): Promise<void> {
+    await listenPrivately(this.#http, path);
+    this.#path = path;
+  }
+
+  /** Takes no more requests, ends every `wait`, and settles when the last running call has been answered. */
+  async close(): Promise<void> {
+    if (this.#path) await unlinkSocket(this.#path);
+    const closed = new Promise<void>((done) => this.#http.close(() => done()));
+    for (const call of this.#running) call.abort();
+    if (this.#running.size > 0) await new Promise<void>((done) => (this.#idle = done));
+    this.#http.closeIdleConnections();
+    // An answer that its client does not read must not hold up the stop for longer than this.
+    const overdue = setTimeout(() => this.#http.closeAllConnections(), 1000);
+    await closed;
+    clearTimeout(overdue);
+  }
+
+  async #serve(request: IncomingMessage, response: ServerResponse): Promise<void> {
+    const abort = new AbortController();
+    this.#running.add(abort);
+    response.on('close', () => abort.abort());
+    try {
+      await this.#answer(request, response, abort.signal);
+    } catch (error) {
+      const wire = toWire(error);
+      if (wire.code === 'INTERNAL')
+        this.#log(`${request.url}: ${error instanceof Error ? (error.stack ?? error.message) : error}`);
+      send(response, httpStatus(wire), { error: wire });
+    } finally {
+      this.#running.delete(abort);
+      if (this.#running.size === 0) this.#idle?.();
+    }
+  }
+
+  async #answer(request: IncomingMessage, response: ServerResponse, signal: AbortSignal): Promise<void> {
+    const call = /^\/v1\/([A-Za-z]+)$/.exec(request.url ?? '')?.[1] ?? '';
+    // The one thing a browser or `curl` without options can ask for.
+    const wanted = request.method === 'GET' && call === 'status' ? 'daemon' : call;
+    if (!isCall(wanted)) return refuse(response, 404, `there is no call ${JSON.stringify(request.url)}`);
+    if (request.method !== 'POST' && wanted !== 'daemon')
+      return refuse(response, 405, `${wanted} is asked for with POST, not ${request.method}`);
+
+    let body: unknown = {};
+    if (request.method === 'POST') {
+      const bytes = await readBody(request, this.#bodyMax);
+      if (bytes === undefined) return refuse(response, 413, `the body has more than ${this.#bodyMax} bytes`);
+      try {
+        body = bytes.length === 0 ? {} : JSON.parse(bytes.toString('utf8'));
+      } catch {
+        return refuse(response, 400, 'the body is not JSON');
+      }
+    }
+    const result = await this.#handlers[wanted](argumentsOf(wanted, body), signal);
+    send(response, 200, { result: result ?? null });
+  }
+}
+
+function refuse(response: ServerResponse, status: number, why: string): void {
+  const error: WireError = {
+    code: 'BAD_REQUEST',
+    errno: 'EINVAL',
+    message: `Cannot take the request: ${why}`,
+    class: 'DmError',
+  };
+  response.setHeader('Connection', 'close');
+  send(response, status, { error });
+}
+
+function send(response: ServerResponse, status: number, body: unknown): void {
+  if (response.headersSent || response.destroyed) return;
+  const bytes = Buffer.from(`${JSON.stringify(body)}\n`);
+  response.writeHead(status, { 'Content-Type': 'application/json', 'Content-Length': bytes.length });
+  response.end(bytes);
+}
+
+/** Undefined when there are more than `max` bytes. Rejects when the client goes away half-way. */
+async function readBody(request: IncomingMessage, max: number): Promise<Buffer | undefined> {
+  const parts: Buffer[] = [];
+  let length = 0;
+  for await (const part of request as AsyncIterable<Buffer>) {
+    length += part.length;
+    if (length > max) return undefined;
+    parts.push(part);
+  }
+  return Buffer.concat(parts);
+}

@@ -1,0 +1,25 @@
+import type { Control } from '../../mapper/control.ts';
+import type { AttachControl } from '../attach/attach-control.ts';
+import type { ForkControl } from '../fork/fork-control.ts';
+
+export interface DaemonStatus {
+  pid: number;
+  /** Of the package. */
+  version: string;
+  /** Unix time, milliseconds. */
+  started: number;
+  run: string;
+  state: string;
+  nbdSocket: string;
+  /** Where NBD is served over TCP. */
+  nbdTcp?: { host: string; port: number };
+  devices: number;
+  connections: number;
+}
+
+/** Everything the control socket offers. */
+export interface DaemonControl extends Control, ForkControl, AttachControl {
+  daemon(): Promise<DaemonStatus>;
+  /** Settles before the daemon has ended. EBUSY while devices are attached, unless forced. */
+  down(options?: { force?: boolean }): Promise<DaemonStatus>;
+}

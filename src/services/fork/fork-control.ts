@@ -1,0 +1,100 @@
+/** What can be asked about forks, as plain data: the same in the process and over the control socket. */
+
+export interface ForkOptions {
+  /** Bytes; a power of two, 4096 or more. 16 KiB unless the COW file says otherwise. */
+  chunkSize?: number;
+  /** The COW file. Unless given, `NAME.cow` beside an image that is a file, else in `directory`. */
+  cow?: string;
+  /** Bytes the COW store may grow to. Unless given, enough for a fork that differs from its origin everywhere. */
+  cowSize?: number;
+  /** The changes live as long as the daemon; the COW file has no name and leaves nothing behind. */
+  transient?: boolean;
+  /** Take the bytes as they are although they look like another image format. */
+  raw?: boolean;
+  /** Absolute directory that relative paths start from. */
+  directory?: string;
+}
+
+export interface Fork {
+  name: string;
+  /** Canonical path or URI of the image. */
+  image: string;
+  /** The mapped device through which the image may be written while forks exist. */
+  origin: string;
+  originReadOnly: boolean;
+  /** Absent when transient. */
+  cow?: string;
+  /** Bytes. */
+  size: number;
+  chunkSize: number;
+  /** A COW store of an earlier time was opened again: its changes are there. */
+  reopened: boolean;
+  /** NBD URIs; absent where nothing is served. */
+  uri?: string;
+  originUri?: string;
+}
+
+/** One row of `dmkit ls`. */
+export interface Volume {
+  name: string;
+  /** Targets of the live table, each once: `snapshot`, `snapshot-origin`, `linear`. Empty without a table. */
+  type: string;
+  /** The device or file a snapshot or an origin is made from. */
+  origin?: string;
+  /** COW store of a snapshot. */
+  cow?: string;
+  /** Bytes. */
+  size: number;
+  /** Bytes of a snapshot's exceptions; absent where the status line has no numbers. */
+  used?: number;
+  /** `active`, `suspended`, `Invalid`, `Overflow`, `Merge failed`, `no table`. */
+  state: string;
+  readOnly: boolean;
+  openCount: number;
+  uri?: string;
+  /** The path of the block device, if attached. */
+  attached?: string;
+  note?: string;
+}
+
+export interface DiffOptions {
+  /** Bytes; where to go on: `next` of the answer before. */
+  start?: number;
+}
+
+export interface Diff {
+  name: string;
+  origin: string;
+  /** Bytes. */
+  size: number;
+  chunkSize: number;
+  /** Of the part looked at. A chunk has an exception once it was written, on either side. */
+  exceptions: number;
+  exceptionBytes: number;
+  /** Bytes of sectors whose contents really differ now. */
+  differingBytes: number;
+  /** Those sectors, in order, neighbours joined. */
+  ranges: { start: number; length: number }[];
+  /** Bytes; absent when the whole device was looked at. */
+  next?: number;
+}
+
+export interface Dropped {
+  name: string;
+  /** The COW file that was deleted, or that stays because the fork did not make it or `keepCow` was given. */
+  deleted?: string;
+  kept?: string;
+  /** The origin device, removed with the last fork of its image. */
+  originRemoved?: string;
+}
+
+export interface ForkControl {
+  /** EEXIST: the COW file exists and is none of this fork. EBUSY: name in use. EINVAL: no raw image. */
+  fork(image: string, name: string, options?: ForkOptions): Promise<Fork>;
+  /** In ascending byte order of the name. */
+  volumes(): Promise<Volume[]>;
+  /** EINVAL: no snapshot. Look at `next` and call again. */
+  diff(name: string, options?: DiffOptions): Promise<Diff>;
+  /** EBUSY while open. EINVAL: no snapshot. */
+  drop(name: string, options?: { keepCow?: boolean }): Promise<Dropped>;
+}
