@@ -44,6 +44,11 @@ export interface BlockDevice {
   readonly readOnly: boolean;
   /** `discard` does something; without it, it is refused with EOPNOTSUPP. */
   readonly canDiscard: boolean;
+  /**
+   * Makes a disk that was opened for reading writable, in place and with I/O in flight. Absent where the mode is fixed.
+   * Rejects, and stays as it is, when it cannot be.
+   */
+  allowWrites?(): Promise<void>;
   read(at: Bytes, into: Uint8Array, start: number, length: number): Maybe;
   write(at: Bytes, from: Uint8Array, start: number, length: number): Maybe;
   flush(): Maybe;

@@ -22,6 +22,11 @@ export interface TargetType {
   readonly version: readonly [major: number, minor: number, patch: number];
   /** May replace any table, even one of an immutable type. */
   readonly wildcard?: boolean;
+  /**
+   * Says why a target with these arguments does not outlive the process that holds it (a transient exception store). The
+   * mapper then does not load it again after a restart, and shows the text as the device's note.
+   */
+  volatile?(args: readonly string[]): string | undefined;
   /** Throws TableError with the kernel's words for what is wrong, or the error of a device that cannot be opened. */
   create(line: TableLine): Promise<Target>;
 }
