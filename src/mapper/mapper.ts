@@ -1,0 +1,462 @@
+/**
+ * The mapper: names, uuids and numbers of the mapped devices, and their life from create to remove (Linux
+ * `dm-ioctl.c`). Names and uuids are two indexes; the number is the identity of a device for its whole life.
+ */
+import type { BlockDevice } from '../device/block-device.ts';
+import { DmError } from '../errors.ts';
+import type { TargetType } from '../targets/target.ts';
+import { SECTOR } from '../units.ts';
+import type {
+  Control,
+  CreateOptions,
+  Dependency,
+  DeviceInfo,
+  DeviceRef,
+  InactiveOption,
+  LoadOptions,
+  SuspendOptions,
+  TargetSpec,
+  TargetText,
+  TargetVersion,
+} from './control.ts';
+import { type DeviceOpener, Devices, type Lease, type Mode } from './devices.ts';
+import { type DeviceSource, type Geometry, type InterruptibleOptions, MappedDevice } from './mapped-device.ts';
+import { targetTypes } from './registry.ts';
+import type { Table } from './table.ts';
+
+const NAME_BYTES_MAX = 127;
+const UUID_BYTES_MAX = 128;
+const MINORS = 2 ** 20;
+const MAJORS = 4096;
+
+/**
+ * What has happened to a device: `table`: another table is live; `event`: the event number has risen; `change`: name,
+ * uuid, geometry, deferred removal.
+ */
+export type ChangeKind = 'create' | 'table' | 'suspend' | 'resume' | 'change' | 'event' | 'remove';
+
+export interface MapperOptions {
+  /** Of all mapped devices. */
+  major?: number;
+  /** How disks that are not mapped devices are found and opened. */
+  opener: DeviceOpener;
+  /** Newest first. */
+  types?: readonly TargetType[];
+  /**
+   * Called after every change that a restart must find again. A call of the mapper settles after what this returns; it
+   * must not fail.
+   */
+  onChange?(kind: ChangeKind, device: MappedDevice): void | Promise<void>;
+}
+
+/** Someone who uses a mapped device: a connection, an attached node, a program. Counts in the open count. */
+export interface OpenDevice {
+  readonly device: MappedDevice;
+  /** Idempotent. Settles when everything that only waited for this (deferred removal) is gone too. */
+  close(): Promise<void>;
+}
+
+export class Mapper implements Control {
+  readonly major: number;
+  #types: readonly TargetType[];
+  #devices: Devices;
+  #byName = new Map<string, MappedDevice>();
+  #byUuid = new Map<string, MappedDevice>();
+  #byMinor = new Map<number, MappedDevice>();
+  /** No minor below is free. */
+  #minorFloor = 0;
+  #onChange: NonNullable<MapperOptions['onChange']>;
+  #source: DeviceSource;
+
+  constructor({ major = 254, opener, types = targetTypes, onChange = () => {} }: MapperOptions) {
+    this.major = major;
+    this.#types = types;
+    this.#devices = new Devices(opener);
+    this.#onChange = onChange;
+    this.#source = {
+      major,
+      types: new Map(types.map((type) => [type.name, type])),
+      resolve: (argument, directory) => this.#resolve(argument, directory),
+      claim: (key, mode, user) => this.#claim(key, mode, user),
+      event: (device) => void (device.deleting || this.#onChange('event', device)),
+      unused: (device) => this.#unused(device),
+    };
+  }
+
+  async version(): Promise<[number, number, number]> {
+    return [4, 47, 0];
+  }
+
+  async targets(): Promise<TargetVersion[]> {
+    return this.#types.map(({ name, version: [major, minor, patch] }) => ({ name, version: [major, minor, patch] }));
+  }
+
+  async list(options?: InactiveOption): Promise<DeviceInfo[]> {
+    return this.#sorted().map((device) => this.#info(device, options));
+  }
+
+  async info(ref: DeviceRef, options?: InactiveOption): Promise<DeviceInfo> {
+    return this.#info(this.device(ref), options);
+  }
+
+  async create(name: string, options: CreateOptions = {}): Promise<DeviceInfo> {
+    const { uuid = '' } = options;
+    checkName(name);
+    checkUuid(uuid);
+    const minor = this.#freeMinor(options.minor);
+    if (this.#byName.has(name)) throw inUse('NAME', `name "${name}"`, `remove it first: dmkit dmsetup remove ${name}`);
+    if (uuid !== '' && this.#byUuid.has(uuid)) throw inUse('UUID', `uuid "${uuid}"`);
+    const device = new MappedDevice(this.#source, minor, name, uuid);
+    if (options.readAhead !== undefined && options.readAhead >= 0) device.readAheadAsked = options.readAhead;
+    device.readAheadMinimum = options.readAheadMinimum ?? false;
+    this.#byName.set(name, device);
+    if (uuid !== '') this.#byUuid.set(uuid, device);
+    this.#byMinor.set(minor, device);
+    await this.#onChange('create', device);
+    return this.#info(device);
+  }
+
+  async load(ref: DeviceRef, table: TargetSpec[], options?: LoadOptions): Promise<DeviceInfo> {
+    const device = this.device(ref);
+    await device.load(table, options);
+    return this.#info(device);
+  }
+
+  async clear(ref: DeviceRef): Promise<DeviceInfo> {
+    const device = this.device(ref);
+    await device.clear();
+    return this.#info(device);
+  }
+
+  async suspend(ref: DeviceRef, options: InterruptibleOptions = {}): Promise<DeviceInfo> {
+    const device = this.device(ref);
+    await device.suspend(options);
+    await this.#onChange('suspend', device);
+    return this.#info(device);
+  }
+
+  async resume(ref: DeviceRef, options: SuspendOptions & InterruptibleOptions = {}): Promise<DeviceInfo> {
+    const device = this.device(ref);
+    const before = device.liveTable;
+    try {
+      await device.resume(options);
+    } finally {
+      if (!device.deleting) await this.#onChange(device.liveTable === before ? 'resume' : 'table', device);
+    }
+    return this.#info(device);
+  }
+
+  async remove(ref: DeviceRef, { deferred = false }: { deferred?: boolean } = {}): Promise<void> {
+    const device = this.device(ref);
+    if (device.openCount === 0) return this.#remove(device);
+    if (!deferred)
+      throw new DmError(
+        'DEVICE_OPEN',
+        'EBUSY',
+        `Cannot remove ${device.storedName}: it is open ${device.openCount} times`,
+        {
+          hint: this.#openHint(device),
+        },
+      );
+    device.deferredRemove = true;
+    await this.#onChange('change', device);
+  }
+
+  async removeAll({ deferred = false }: { deferred?: boolean } = {}): Promise<void> {
+    for (let again = true; again; ) {
+      again = false;
+      for (const device of this.#sorted()) {
+        if (device.deleting) continue;
+        if (device.openCount === 0) {
+          await this.#remove(device);
+          again = true;
+        } else if (deferred && !device.deferredRemove) {
+          device.deferredRemove = true;
+          await this.#onChange('change', device);
+        }
+      }
+    }
+  }
+
+  async rename(ref: DeviceRef, newName: string): Promise<DeviceInfo> {
+    checkName(newName);
+    if (this.#byName.has(newName)) throw inUse('NAME', `name "${newName}"`);
+    const device = this.device(ref);
+    this.#byName.delete(device.storedName);
+    device.storedName = newName;
+    this.#byName.set(newName, device);
+    return this.#renamed(device);
+  }
+
+  async setUuid(ref: DeviceRef, uuid: string): Promise<DeviceInfo> {
+    if (uuid === '') throw new DmError('UUID_INVALID', 'EINVAL', 'Cannot set an empty uuid');
+    checkUuid(uuid);
+    if (this.#byUuid.has(uuid)) throw inUse('UUID', `uuid "${uuid}"`);
+    const device = this.device(ref);
+    if (device.uuid !== '')
+      throw new DmError(
+        'UUID_SET',
+        'EINVAL',
+        `Cannot set the uuid of ${device.storedName} to "${uuid}": it is "${device.uuid}" already, and stays so`,
+      );
+    device.uuid = uuid;
+    this.#byUuid.set(uuid, device);
+    return this.#renamed(device);
+  }
+
+  async message(ref: DeviceRef, sector: number, text: string): Promise<string> {
+    const device = this.device(ref);
+    const words = splitMessage(text);
+    if (words.length === 0) throw badMessage(device, 'it is empty');
+    if (words[0].startsWith('@')) return this.#coreMessage(device, words);
+    const table = device.liveTable;
+    if (!table) throw badMessage(device, 'it has no live table');
+    if (!(sector >= 0 && sector * SECTOR < table.size))
+      throw badMessage(device, `sector ${sector} lies beyond its ${table.size / SECTOR} sectors`);
+    const { type, target } = table.targets[table.find(sector * SECTOR)];
+    if (!target.message) throw badMessage(device, `its target ${type.name} takes no messages`);
+    return table.using(() => target.message!(words));
+  }
+
+  async table(ref: DeviceRef, options?: InactiveOption): Promise<TargetText[]> {
+    return this.#table(ref, options)?.text('table') ?? [];
+  }
+
+  async status(ref: DeviceRef, options?: InactiveOption & { noflush?: boolean }): Promise<TargetText[]> {
+    return this.#table(ref, options)?.text('info') ?? [];
+  }
+
+  async measure(ref: DeviceRef, options?: InactiveOption): Promise<TargetText[]> {
+    return this.#table(ref, options)?.text('measure') ?? [];
+  }
+
+  async wait(ref: DeviceRef, event: number, signal?: AbortSignal): Promise<DeviceInfo | undefined> {
+    const device = this.device(ref);
+    if (device.eventNumber === event) await device.woken(signal);
+    return device.deleting ? undefined : this.#info(device);
+  }
+
+  async setGeometry(ref: DeviceRef, geometry: Geometry): Promise<void> {
+    const device = this.device(ref);
+    const [cylinders, heads, sectors, start] = geometry;
+    const whole = geometry.every((value) => Number.isSafeInteger(value) && value >= 0);
+    const fits = cylinders <= 65535 && heads <= 255 && sectors <= 255 && start <= cylinders * heads * sectors;
+    if (!whole || !fits)
+      throw new DmError(
+        'GEOMETRY_INVALID',
+        'EINVAL',
+        `Cannot set the geometry ${geometry.join(' ')}: at most 65535 cylinders, 255 heads and sectors, and a start within`,
+      );
+    device.geometry = geometry;
+    await this.#onChange('change', device);
+  }
+
+  async revert(ref: DeviceRef): Promise<DeviceInfo> {
+    const device = this.device(ref);
+    await device.revert();
+    return this.#info(device);
+  }
+
+  /** The device itself, for I/O. ENXIO if there is none. Does not count as open: see `open`. */
+  device(ref: DeviceRef): MappedDevice {
+    const device = this.#find(ref);
+    if (!device)
+      throw new DmError('NO_DEVICE', 'ENXIO', `Cannot find the mapped device ${describe(ref)}`, {
+        hint: 'look at: dmkit dmsetup ls',
+      });
+    return device;
+  }
+
+  /** Opens a device that has a live table: it is not removed until `close`. */
+  open(ref: DeviceRef): OpenDevice {
+    const device = this.device(ref);
+    device.addHandle();
+    let open = true;
+    return {
+      device,
+      async close() {
+        if (!open) return;
+        open = false;
+        await device.dropHandle();
+      },
+    };
+  }
+
+  #find(ref: DeviceRef): MappedDevice | undefined {
+    if ('name' in ref) return this.#byName.get(ref.name);
+    if ('uuid' in ref) return ref.uuid === '' ? undefined : this.#byUuid.get(ref.uuid);
+    const device = ref.major === this.major ? this.#byMinor.get(ref.minor) : undefined;
+    return device?.deleting ? undefined : device;
+  }
+
+  #sorted(): MappedDevice[] {
+    return [...this.#byName.values()].sort(byName);
+  }
+
+  #table(ref: DeviceRef, { inactive = false }: InactiveOption = {}): Table | undefined {
+    const device = this.device(ref);
+    return inactive ? device.inactiveTable : device.liveTable;
+  }
+
+  #info(device: MappedDevice, { inactive = false }: InactiveOption = {}): DeviceInfo {
+    const table = inactive ? device.inactiveTable : device.liveTable;
+    return {
+      name: device.storedName,
+      uuid: device.uuid,
+      major: this.major,
+      minor: device.minor,
+      size: device.size,
+      suspended: device.suspended,
+      readOnly: table?.readOnly ?? false,
+      live: device.liveTable !== undefined,
+      inactive: device.inactiveTable !== undefined,
+      targetCount: table?.targetCount ?? 0,
+      openCount: device.openCount,
+      eventNumber: device.eventNumber,
+      deferredRemove: device.deferredRemove,
+      readAhead: device.loaded ? device.readAhead : undefined,
+      deps: (table?.devices ?? []).map((below) => this.#dependency(below.device)).reverse(),
+      usedBy: [...device.users].sort(byName).map((user) => user.storedName),
+      note: device.note,
+    };
+  }
+
+  #dependency(below: BlockDevice): Dependency {
+    if (below instanceof MappedDevice)
+      return { major: this.major, minor: below.minor, mapped: below.storedName, name: `dm-${below.minor}` };
+    const number = /^(\d+):(\d+)$/.exec(below.name);
+    if (!number) return { major: 0, minor: 0, name: below.name };
+    return { major: Number(number[1]), minor: Number(number[2]), name: below.name };
+  }
+
+  #freeMinor(asked: number | undefined): number {
+    if (asked !== undefined) {
+      if (!Number.isInteger(asked) || asked < 0 || asked >= MINORS || this.#byMinor.has(asked))
+        throw new DmError(
+          'MINOR_IN_USE',
+          'ENXIO',
+          `Cannot take the minor ${asked}: it is in use or not below ${MINORS}`,
+        );
+      return asked;
+    }
+    while (this.#byMinor.has(this.#minorFloor)) this.#minorFloor++;
+    if (this.#minorFloor >= MINORS) throw new DmError('MINOR_IN_USE', 'ENXIO', `All ${MINORS} minors are in use`);
+    return this.#minorFloor;
+  }
+
+  /** The name is free from here on; the number when everything has been closed. */
+  async #remove(device: MappedDevice): Promise<void> {
+    device.deleting = true;
+    this.#byName.delete(device.storedName);
+    if (device.uuid !== '') this.#byUuid.delete(device.uuid);
+    if (device.liveTable) device.event();
+    else device.wake();
+    try {
+      await device.destroy();
+    } finally {
+      this.#byMinor.delete(device.minor);
+      this.#minorFloor = Math.min(this.#minorFloor, device.minor);
+      await this.#onChange('remove', device);
+    }
+  }
+
+  async #unused(device: MappedDevice): Promise<void> {
+    if (device.deferredRemove && !device.deleting) await this.#remove(device);
+  }
+
+  async #renamed(device: MappedDevice): Promise<DeviceInfo> {
+    if (device.liveTable) device.event();
+    else device.wake();
+    await this.#onChange('change', device);
+    return this.#info(device);
+  }
+
+  async #coreMessage(device: MappedDevice, words: readonly string[]): Promise<string> {
+    if (words[0].toLowerCase() !== '@cancel_deferred_remove' || words.length > 1)
+      throw badMessage(device, `the core does not know "${words.join(' ')}"`);
+    device.deferredRemove = false;
+    await this.#onChange('change', device);
+    return '';
+  }
+
+  /** A mapped device is its own key, another disk its canonical name. */
+  async #resolve(argument: string, directory?: string): Promise<unknown> {
+    const number = /^(\d+):(\d+)$/.exec(argument);
+    if (number) {
+      const [major, minor] = [Number(number[1]), Number(number[2])];
+      if (major >= MAJORS || minor >= MINORS)
+        throw new DmError(
+          'DEVICE_NUMBER',
+          'EOVERFLOW',
+          `Cannot open ${argument}: majors end at 4095, minors at 1048575`,
+        );
+      if (major === this.major) return this.device({ major, minor });
+    }
+    const name = argument.startsWith('/dev/mapper/') ? argument.slice('/dev/mapper/'.length) : argument;
+    return this.#byName.get(name) ?? this.#devices.identify(argument, directory);
+  }
+
+  async #claim(key: unknown, mode: Mode, user: MappedDevice): Promise<Lease> {
+    if (key instanceof MappedDevice) return claimMapped(key, mode, user);
+    return this.#devices.lease(key as string, mode);
+  }
+
+  #openHint(device: MappedDevice): string {
+    const users = [...device.users].sort(byName).map((user) => user.storedName);
+    return users.length > 0
+      ? `first remove what lies above: ${users.join(' ')}`
+      : 'close its connections, or use remove --deferred';
+  }
+}
+
+function claimMapped(device: MappedDevice, mode: Mode, user: MappedDevice): Lease {
+  device.addUser(user, mode);
+  let claimed = mode;
+  return {
+    device,
+    get mode() {
+      return claimed;
+    },
+    async upgrade() {
+      if (claimed === 'rw') return;
+      device.addUser(user, 'rw');
+      claimed = 'rw';
+      await device.dropUser(user, 'r');
+    },
+    release: () => device.dropUser(user, claimed),
+  };
+}
+
+const byName = (a: MappedDevice, b: MappedDevice) =>
+  Buffer.compare(Buffer.from(a.storedName), Buffer.from(b.storedName));
+
+function describe(ref: DeviceRef): string {
+  if ('name' in ref) return `"${ref.name}"`;
+  if ('uuid' in ref) return `with the uuid "${ref.uuid}"`;
+  return `${ref.major}:${ref.minor}`;
+}
+
+function checkName(name: string): void {
+  const reserved = name === '' || name === '.' || name === '..' || name === 'control';
+  if (reserved || /[/\0]/.test(name) || Buffer.byteLength(name) > NAME_BYTES_MAX)
+    throw new DmError('NAME_INVALID', 'EINVAL', `Cannot name a mapped device "${name}"`, {
+      hint: `1 to ${NAME_BYTES_MAX} bytes, without "/", and neither ".", ".." nor "control"`,
+    });
+}
+
+function checkUuid(uuid: string): void {
+  if (Buffer.byteLength(uuid) > UUID_BYTES_MAX || uuid.includes('\0'))
+    throw new DmError('UUID_INVALID', 'EINVAL', `Cannot take the uuid "${uuid}": at most ${UUID_BYTES_MAX} bytes`);
+}
+
+const inUse = (what: 'NAME' | 'UUID', text: string, hint?: string) =>
+  new DmError(`${what}_IN_USE`, 'EBUSY', `Cannot take the ${text}: another mapped device has it`, { hint });
+
+const badMessage = (device: MappedDevice, why: string) =>
+  new DmError('MESSAGE_INVALID', 'EINVAL', `Cannot send a message to ${device.storedName}: ${why}`);
+
+/** As the kernel's `dm_split_args`: at white space; a backslash takes the next character literally. */
+export function splitMessage(text: string): string[] {
+  const words = text.match(/(?:\\[\s\S]|[^\s\\])+/g) ?? [];
+  return words.map((word) => word.replace(/\\([\s\S])/g, '$1'));
+}
