@@ -46,7 +46,8 @@ export interface BlockDevice {
   readonly canDiscard: boolean;
   /**
    * Makes a disk that was opened for reading writable, in place and with I/O in flight. Absent where the mode is fixed.
-   * Rejects, and stays as it is, when it cannot be.
+   * A disk whose owner forbids writing stays `readOnly`, as one opened to write does. Rejects, and stays as it is, when
+   * the disk is in use elsewhere or has gone.
    */
   allowWrites?(): Promise<void>;
   read(at: Bytes, into: Uint8Array, start: number, length: number): Maybe;

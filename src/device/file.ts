@@ -1,0 +1,151 @@
+import fs from 'node:fs';
+import { DmError, fromSystem } from '../errors.ts';
+import { PUNCH_HOLE, SEEK_DATA, SEEK_HOLE, system, ZERO_RANGE } from '../lib/system.ts';
+import { type Bytes, bytes, SECTOR } from '../units.ts';
+import type { Extent, Maybe } from './block-device.ts';
+import { inUse, lock } from './lock.ts';
+import { type OpenFile, PosixDevice } from './posix-device.ts';
+
+const EXTENTS_MAX = 1024;
+/** include/uapi/linux/magic.h */
+const TMPFS_MAGIC = 0x01021994;
+const RAMFS_MAGIC = 0x858458f6;
+
+/** A regular file as a disk. It is locked (flock) as long as it is open: shared to read, exclusive to write. */
+export class FileDevice extends PosixDevice {
+  #canDiscard: boolean;
+
+  /**
+   * Opens the regular file at `path`, which must be canonical. Throws DmError: DEVICE_IN_USE (EBUSY) when another
+   * process has it locked, FILE_SIZE (EINVAL) when its size is not a multiple of 512, or the error of open(2).
+   */
+  static async open(path: string, mode: 'r' | 'rw'): Promise<FileDevice> {
+    const fd = openPath(path, mode);
+    try {
+      const stat = fs.fstatSync(fd, { bigint: true });
+      if (!stat.isFile()) throw new DmError('NOT_A_DISK', 'ENODEV', `Cannot open ${path}: it is not a regular file`);
+      checkSize(path, Number(stat.size));
+      if (!(await lock(fd, mode === 'rw' ? 'exclusive' : 'shared', system()))) throw inUse(path, stat, mode);
+      const { type } = fs.statfsSync(path);
+      const inMemory = type === TMPFS_MAGIC || type === RAMFS_MAGIC;
+      const device = new FileDevice({ fd, path, name: path, blockSize: SECTOR, readOnly: mode === 'r', inMemory });
+      if (mode === 'rw') await device.#probe();
+      return device;
+    } catch (error) {
+      fs.closeSync(fd);
+      throw fromSystem(error, `Cannot open ${path}`);
+    }
+  }
+
+  private constructor(file: OpenFile) {
+    super(file);
+    this.#canDiscard = false;
+  }
+
+  get canDiscard(): boolean {
+    return this.#canDiscard;
+  }
+
+  /** Punches a hole where there is nothing, past the end: that tells whether the filesystem can. */
+  async #probe(): Promise<void> {
+    try {
+      await this.system?.fallocate(this.fd, PUNCH_HOLE, this.size + 2 ** 20, 4096);
+      this.#canDiscard = this.system !== undefined;
+    } catch (error) {
+      this.#canDiscard = (error as NodeJS.ErrnoException).code === 'EFBIG';
+    }
+  }
+
+  override extents(at: Bytes, length: number): Maybe<Extent[]> {
+    this.check('map', at, length);
+    if (!this.system) return [{ length: bytes(length), hole: false, zero: false }];
+    const found: Extent[] = [];
+    const end = at + length;
+    let hole = this.#next(SEEK_DATA, at, end) > at;
+    for (let position: number = at; position < end && found.length < EXTENTS_MAX; hole = !hole) {
+      const next = this.#next(hole ? SEEK_DATA : SEEK_HOLE, position, end);
+      if (next > position) found.push({ length: bytes(next - position), hole, zero: hole });
+      position = next;
+    }
+    return found;
+  }
+
+  /** Where the next data or hole begins, at most `end`. A sector that is part data counts as data. */
+  #next(whence: number, from: number, end: number): number {
+    const found = this.system!.seek(this.fd, from, whence);
+    // ENXIO: no data up to the end of the file. Any other failure: taken as data throughout.
+    if (found < 0) return whence === SEEK_DATA ? end : end;
+    const edge = whence === SEEK_DATA ? Math.floor(found / SECTOR) : Math.ceil(found / SECTOR);
+    return Math.min(edge * SECTOR, end);
+  }
+
+  protected override slowSize(): number {
+    return fs.fstatSync(this.fd).size;
+  }
+
+  protected override discardRange(at: number, length: number): Promise<void> {
+    return this.system!.fallocate(this.fd, PUNCH_HOLE, at, length);
+  }
+
+  protected override async zeroRange(at: number, length: number, mayUnmap: boolean): Promise<boolean> {
+    if (!this.system || (mayUnmap && !this.#canDiscard)) return false;
+    try {
+      await this.system.fallocate(this.fd, mayUnmap ? PUNCH_HOLE : ZERO_RANGE, at, length);
+      return true;
+    } catch (error) {
+      if ((error as NodeJS.ErrnoException).code === 'EOPNOTSUPP') return false;
+      throw error;
+    }
+  }
+
+  protected override async reopen(): Promise<number> {
+    const fd = openPath(this.path, 'rw');
+    try {
+      const stat = fs.fstatSync(fd, { bigint: true });
+      const now = fs.fstatSync(this.fd, { bigint: true });
+      if (stat.ino !== now.ino || stat.dev !== now.dev)
+        throw new DmError(
+          'REPLACED',
+          'EBUSY',
+          `Cannot open ${this.path} for writing: another file has taken its place`,
+          {
+            hint: 'remove the devices that use it, then create them again',
+          },
+        );
+      // Two descriptions of one process exclude each other like two processes, so the shared lock goes first.
+      await lock(this.fd, 'none', this.system);
+      if (!(await lock(fd, 'exclusive', this.system))) {
+        const error = inUse(this.path, stat, 'rw');
+        await lock(this.fd, 'shared', this.system);
+        throw error;
+      }
+      return fd;
+    } catch (error) {
+      fs.closeSync(fd);
+      throw fromSystem(error, `Cannot open ${this.path} for writing`);
+    }
+  }
+}
+
+/** O_NONBLOCK: if a fifo has taken the path's place, do not wait for its other end. */
+function openPath(path: string, mode: 'r' | 'rw'): number {
+  const { O_RDWR, O_RDONLY, O_NONBLOCK } = fs.constants;
+  try {
+    return fs.openSync(path, (mode === 'rw' ? O_RDWR : O_RDONLY) | O_NONBLOCK);
+  } catch (error) {
+    throw fromSystem(error, `Cannot open ${path}${mode === 'rw' ? ' for writing' : ''}`);
+  }
+}
+
+function checkSize(path: string, size: number): void {
+  if (size % SECTOR === 0) return;
+  const next = Math.ceil(size / SECTOR) * SECTOR;
+  throw new DmError(
+    'FILE_SIZE',
+    'EINVAL',
+    `Cannot use ${path} as a disk: its ${size} bytes are no multiple of ${SECTOR}`,
+    {
+      hint: `fill up its last sector: truncate -s ${next} ${path}`,
+    },
+  );
+}

@@ -1,0 +1,282 @@
+import fs from 'node:fs';
+import { dirname } from 'node:path';
+import { setImmediate } from 'node:timers/promises';
+import { DmError, type Errno, errnoText, fromSystem } from '../errors.ts';
+import { MUST_WAIT, NEVER, SEEK_END, type System, system } from '../lib/system.ts';
+import { type Bytes, bytes, SECTOR } from '../units.ts';
+import type { BlockDevice, Extent, Maybe } from './block-device.ts';
+import { FlushGroup } from './flush-group.ts';
+
+/** Longer requests go through a thread, so that one copy does not hold up everyone else's requests. */
+const INLINE_MAX = 1 << 20;
+/** What is written at once where zeroes must be written out. */
+const zeroes = new Uint8Array(1 << 20);
+
+export interface OpenFile {
+  fd: number;
+  /** Canonical. */
+  path: string;
+  /** What `dmsetup table` prints. */
+  name: string;
+  blockSize: number;
+  readOnly: boolean;
+  /** The pages are the disk (tmpfs): a read never waits, though RWF_NOWAIT is not to be had. */
+  inMemory: boolean;
+}
+
+/**
+ * What a regular file and a kernel block device have in common: a descriptor and the page cache.
+ *
+ * Reads are copied from the page cache at once when it holds them, and wait for the disk on a thread when not. Writes go into
+ * the page cache at once. The size is asked of the kernel whenever `size` is; a request that ends within the size last
+ * seen is not checked again (a read then finds the end by itself; a write past the end of a file that has just been
+ * truncated makes it longer again, as it does under a loop device).
+ */
+export abstract class PosixDevice implements BlockDevice {
+  readonly name: string;
+  readonly blockSize: number;
+  readonly path: string;
+  protected fd: number;
+  protected readonly system: System | undefined = system();
+  #readOnly: boolean;
+  #known = 0;
+  #inMemory: boolean;
+  #cacheTells: boolean;
+  readonly #flushes: FlushGroup;
+  #upgrading: Promise<void> | undefined;
+  /** The read-only descriptor that `allowWrites` replaced: reads may still be under way on it. */
+  #replaced = -1;
+
+  constructor(file: OpenFile) {
+    this.name = file.name;
+    this.blockSize = file.blockSize;
+    this.path = file.path;
+    this.fd = file.fd;
+    this.#readOnly = file.readOnly;
+    this.#inMemory = file.inMemory;
+    this.#cacheTells = this.system !== undefined;
+    this.#flushes = new FlushGroup(() => this.#sync());
+    // A process that was killed may have left writes in the page cache that nobody has flushed.
+    if (!file.readOnly) this.#flushes.wrote();
+  }
+
+  get readOnly(): boolean {
+    return this.#readOnly;
+  }
+
+  get size(): Bytes {
+    const end = this.system ? this.system.seek(this.fd, 0, SEEK_END) : this.slowSize();
+    this.#known = Math.floor(end / SECTOR) * SECTOR;
+    return bytes(this.#known);
+  }
+
+  abstract get canDiscard(): boolean;
+  /** The size in bytes without system(). */
+  protected abstract slowSize(): number;
+  /** Opens the same disk again, for writing, and takes the lock that writers hold. */
+  protected abstract reopen(): Promise<number>;
+  /** Called for a range within a writable device that can discard. Rejects with what the system call threw. */
+  protected abstract discardRange(at: number, length: number): Promise<void>;
+  /** Resolves with false when zeroes have to be written instead. */
+  protected abstract zeroRange(at: number, length: number, mayUnmap: boolean): Promise<boolean>;
+  abstract extents(at: Bytes, length: number): Maybe<Extent[]>;
+
+  read(at: Bytes, into: Uint8Array, start: number, length: number): Maybe {
+    this.check('read', at, length);
+    let done = 0;
+    if (length <= INLINE_MAX) {
+      if (this.#cacheTells) {
+        done = this.system!.readCached(this.fd, at, into, start, length);
+        if (done === length) return;
+        if (done === NEVER) this.#cacheTells = false;
+        if (done === MUST_WAIT || done === NEVER) done = 0;
+      }
+      if (this.#inMemory) {
+        try {
+          done += fs.readSync(this.fd, into, start + done, length - done, at + done);
+        } catch (error) {
+          throw this.failure('read', at, length, error);
+        }
+        if (done === length) return;
+      }
+    }
+    return this.#readRest(at, into, start, length, done);
+  }
+
+  async #readRest(at: number, into: Uint8Array, start: number, length: number, done: number): Promise<void> {
+    for (let position = done; position < length; ) {
+      let count: number;
+      try {
+        count = await readOnThread(this.fd, into, start + position, length - position, at + position);
+      } catch (error) {
+        throw this.failure('read', at, length, error);
+      }
+      if (count === 0) throw this.#beyond('read', at, length, this.size);
+      position += count;
+    }
+  }
+
+  write(at: Bytes, from: Uint8Array, start: number, length: number): Maybe {
+    this.checkWrite('write', at, length);
+    if (length > INLINE_MAX) return this.#writeOnThread(at, from, start, length);
+    try {
+      for (let done = 0; done < length; )
+        done += progress(fs.writeSync(this.fd, from, start + done, length - done, at + done));
+    } catch (error) {
+      throw this.failure('write', at, length, error);
+    } finally {
+      this.#flushes.wrote();
+    }
+  }
+
+  async #writeOnThread(at: number, from: Uint8Array, start: number, length: number): Promise<void> {
+    try {
+      for (let done = 0; done < length; )
+        done += progress(await writeOnThread(this.fd, from, start + done, length - done, at + done));
+    } catch (error) {
+      throw this.failure('write', at, length, error);
+    } finally {
+      this.#flushes.wrote();
+    }
+  }
+
+  flush(): Maybe {
+    return this.#flushes.flush();
+  }
+
+  async #sync(): Promise<void> {
+    try {
+      await syncOnThread(this.fd);
+    } catch (error) {
+      const { errno } = fromSystem(error, '');
+      throw new DmError(
+        'FLUSH_FAILED',
+        errno,
+        `Cannot flush ${this.name}: ${errnoText(errno)}. Writes since the last flush may be lost, so no later flush can succeed`,
+        { hint: `check the disk below (dmesg), then close and open ${this.name} again`, cause: error },
+      );
+    }
+  }
+
+  discard(at: Bytes, length: number): Maybe {
+    this.checkWrite('discard', at, length);
+    if (!this.canDiscard) throw this.failure('discard', at, length, { code: 'EOPNOTSUPP' });
+    return this.#change('discard', at, length, this.discardRange(at, length));
+  }
+
+  writeZeroes(at: Bytes, length: number, mayUnmap: boolean): Maybe {
+    this.checkWrite('zero', at, length);
+    return this.#change('zero', at, length, this.#zero(at, length, mayUnmap));
+  }
+
+  async #zero(at: number, length: number, mayUnmap: boolean): Promise<void> {
+    if (await this.zeroRange(at, length, mayUnmap)) return;
+    for (let done = 0; done < length; ) {
+      const piece = Math.min(zeroes.length, length - done);
+      await this.write(bytes(at + done), zeroes, 0, piece);
+      done += piece;
+      if (done < length) await setImmediate();
+    }
+  }
+
+  async #change(what: string, at: number, length: number, done: Promise<void>): Promise<void> {
+    try {
+      await done;
+    } catch (error) {
+      throw this.failure(what, at, length, error);
+    } finally {
+      this.#flushes.wrote();
+    }
+  }
+
+  allowWrites(): Promise<void> {
+    if (!this.#readOnly) return Promise.resolve();
+    this.#upgrading ??= this.#makeWritable().finally(() => {
+      this.#upgrading = undefined;
+    });
+    return this.#upgrading;
+  }
+
+  async #makeWritable(): Promise<void> {
+    let fd: number;
+    try {
+      fd = await this.reopen();
+    } catch (error) {
+      if (isForbidden(error)) return;
+      throw error;
+    }
+    this.#replaced = this.fd;
+    this.fd = fd;
+    this.#readOnly = false;
+    this.#flushes.wrote();
+  }
+
+  async close(): Promise<void> {
+    fs.closeSync(this.fd);
+    if (this.#replaced >= 0) fs.closeSync(this.#replaced);
+  }
+
+  protected check(what: string, at: number, length: number): void {
+    if (at >= 0 && at + length <= this.#known) return;
+    const { size } = this;
+    if (at < 0 || at + length > size) throw this.#beyond(what, at, length, size);
+  }
+
+  protected checkWrite(what: string, at: number, length: number): void {
+    if (this.#readOnly)
+      throw new DmError(
+        'READ_ONLY',
+        'EPERM',
+        `Cannot ${what} ${length} bytes at ${at} of ${this.name}: it is read-only`,
+      );
+    this.check(what, at, length);
+  }
+
+  protected failure(what: string, at: number, length: number, error: unknown): DmError {
+    const attempted = `Cannot ${what} ${length} bytes at ${at} of ${this.name}`;
+    const code = (error as NodeJS.ErrnoException).code;
+    if (code === 'ENOSPC' || code === 'EDQUOT')
+      return new DmError(
+        'NO_SPACE',
+        'ENOSPC',
+        `${attempted}: ${code === 'EDQUOT' ? 'the quota' : 'the filesystem'} is full`,
+        {
+          hint: `make room: df -h ${dirname(this.path)}`,
+          cause: error,
+        },
+      );
+    if (code === 'EOPNOTSUPP')
+      return new DmError('CANNOT_DISCARD', 'EOPNOTSUPP', `${attempted}: ${errnoText('EOPNOTSUPP')}`, { cause: error });
+    return fromSystem(error, attempted);
+  }
+
+  #beyond(what: string, at: number, length: number, size: number): DmError {
+    return new DmError(
+      'OUT_OF_RANGE',
+      'EIO',
+      `Cannot ${what} ${length} bytes at ${at} of ${this.name}: it ends at ${size}`,
+    );
+  }
+}
+
+/** The disk is there, but must not be written: by permission, a read-only filesystem, or a read-only disk. */
+export const isForbidden = (error: unknown) =>
+  error instanceof DmError && ['EACCES', 'EPERM', 'EROFS'].includes(error.errno);
+
+/** A write of nothing would be tried for ever. */
+function progress(count: number): number {
+  if (count === 0) throw Object.assign(new Error('nothing was written'), { code: 'EIO' satisfies Errno });
+  return count;
+}
+
+type Settle<T> = (error: Error | null, value: T) => void;
+const onThread = <T>(start: (settle: Settle<T>) => void) =>
+  new Promise<T>((resolve, reject) => start((error, value) => (error ? reject(error) : resolve(value))));
+
+// node:fs/promises would want a FileHandle and allocates more.
+const readOnThread = (fd: number, into: Uint8Array, start: number, length: number, at: number) =>
+  onThread<number>((settle) => fs.read(fd, into, start, length, at, settle));
+const writeOnThread = (fd: number, from: Uint8Array, start: number, length: number, at: number) =>
+  onThread<number>((settle) => fs.write(fd, from, start, length, at, settle));
+const syncOnThread = (fd: number) =>
+  onThread<void>((settle) => fs.fdatasync(fd, settle as (error: Error | null) => void));

@@ -1,0 +1,174 @@
+/**
+ * The Linux system calls that Node does not offer, reached through koffi (docs/decisions/0001-koffi.md). koffi is
+ * optional: `system()` is undefined where it is not installed, does not fit the machine, or DMKIT_NO_FFI=1 turns it off, and
+ * whoever calls goes the `node:fs` way instead.
+ */
+import { createRequire } from 'node:module';
+import { endianness } from 'node:os';
+import { getSystemErrorName } from 'node:util';
+
+/** `lseek` whence. */
+export const SEEK_END = 2;
+export const SEEK_DATA = 3;
+export const SEEK_HOLE = 4;
+
+/** `flock` operations; LOCK_NB is always added. */
+export const LOCK_SH = 1;
+export const LOCK_EX = 2;
+export const LOCK_UN = 8;
+const LOCK_NB = 4;
+
+/** `fallocate` modes. Both keep the file's size. */
+export const PUNCH_HOLE = 0x02 | 0x01;
+export const ZERO_RANGE = 0x10 | 0x01;
+
+/** `ioctl` requests of include/uapi/linux/fs.h, the same number on every machine that `system()` supports. */
+export const BLKROGET = 0x125e;
+export const BLKSSZGET = 0x1268;
+export const BLKDISCARD = 0x1277;
+export const BLKZEROOUT = 0x127f;
+
+const RWF_NOWAIT = 8;
+const EAGAIN = 11;
+const EOPNOTSUPP = 95;
+
+/** Calls that fail throw or reject with what `node:fs` would: an Error whose `code` is the errno's name. */
+export interface System {
+  /**
+   * Reads what the page cache holds, without ever waiting for a disk. Returns the number of bytes read, which may be
+   * fewer than asked for; `MUST_WAIT` when nothing was read because it is not in the cache (or the read failed: a
+   * read that may wait tells why), and `NEVER` when the filesystem cannot say.
+   */
+  readCached(fd: number, at: number, into: Uint8Array, start: number, length: number): number;
+  /** The offset found, or -1 where there is none (ENXIO) or the file cannot say (EINVAL). */
+  seek(fd: number, at: number, whence: number): number;
+  /** Runs on a thread: a journal or a disk may hold it up. */
+  fallocate(fd: number, mode: number, at: number, length: number): Promise<void>;
+  /** False: someone else holds the lock. */
+  lock(fd: number, operation: number): boolean;
+  /** An ioctl that fills an int. */
+  ioctlInt(fd: number, request: number): number;
+  /** An ioctl that takes a pair of u64, offset and length. Runs on a thread. */
+  ioctlRange(fd: number, request: number, at: number, length: number): Promise<void>;
+}
+
+export const MUST_WAIT = -1;
+export const NEVER = -2;
+
+type Callback = (error: Error | null, result: number) => void;
+type Call<A extends unknown[]> = ((...args: A) => number) & { async(...args: [...A, Callback]): void };
+
+interface Koffi {
+  load(path: null): { func(name: string, result: string, parameters: string[]): unknown };
+  sizeof(type: string): number;
+  address(value: ArrayBufferView): bigint;
+  errno(): number;
+}
+
+let loaded: System | null | undefined;
+
+export function system(): System | undefined {
+  if (process.env.DMKIT_NO_FFI === '1') return undefined;
+  if (loaded === undefined) {
+    try {
+      loaded = load();
+    } catch {
+      // No koffi, no build of it for this machine, or a C library that lacks one of the calls.
+      loaded = null;
+    }
+  }
+  return loaded ?? undefined;
+}
+
+function load(): System | null {
+  // Elsewhere ioctl numbers, variadic calls or struct layouts differ; nobody could test them.
+  if (process.platform !== 'linux' || !['x64', 'arm64', 'riscv64', 'loong64'].includes(process.arch)) return null;
+  const koffi = createRequire(import.meta.url)('koffi') as Koffi;
+  if (koffi.sizeof('void *') !== 8 || endianness() !== 'LE') return null;
+  const libc = koffi.load(null);
+  const call = <A extends unknown[]>(name: string, result: string, parameters: string[]) =>
+    libc.func(name, result, parameters) as Call<A>;
+
+  // off_t is 64 bits wide on these machines. koffi takes a number for an int64_t and is exact below 2^53.
+  const preadv2 = call<[number, number, number, number, number]>('preadv2', 'int64_t', [
+    'int',
+    'intptr_t',
+    'int',
+    'int64_t',
+    'int',
+  ]);
+  const lseek = call<[number, number, number]>('lseek', 'int64_t', ['int', 'int64_t', 'int']);
+  const fallocate = call<[number, number, number, number]>('fallocate', 'int', ['int', 'int', 'int64_t', 'int64_t']);
+  const flock = call<[number, number]>('flock', 'int', ['int', 'int']);
+  // Variadic in C; on these machines an integer or pointer travels in the same register either way.
+  const ioctl = call<[number, number, ArrayBufferView]>('ioctl', 'int', ['int', 'unsigned long', 'void *']);
+
+  // One struct iovec for all reads, filled in place: base (u64), length (u64). Its own ArrayBuffer, because V8 moves
+  // small typed arrays that have none. Passing addresses as numbers saves koffi two conversions per read.
+  const iovec = new Uint32Array(new ArrayBuffer(16));
+  const iovecAddress = Number(koffi.address(iovec));
+  // The memory of a buffer stays where it is as long as the buffer is not detached, and then its length is 0.
+  const addresses = new WeakMap<Uint8Array, number>();
+
+  const failure = (name: string, errno: number): NodeJS.ErrnoException => {
+    const code = errnoName(errno);
+    return Object.assign(new Error(`${code}: ${name}`), { code, errno: -errno, syscall: name });
+  };
+  /**
+   * Calls on one of koffi's threads, or here when too many calls are waiting for one. `args` must outlive the call: the
+   * callback's scope holds them.
+   */
+  const onThread = <A extends unknown[]>(name: string, fn: Call<A>, ...args: A) =>
+    new Promise<void>((resolve, reject) => {
+      const settle = (result: number) => (result < 0 ? reject(failure(name, koffi.errno())) : resolve());
+      try {
+        fn.async(...args, (error, result) => (error ? reject(error) : settle(result)));
+      } catch {
+        settle(fn(...args));
+      }
+    });
+
+  return {
+    readCached(fd, at, into, start, length) {
+      if (start < 0 || length < 0 || start + length > into.byteLength)
+        throw new RangeError(`${length} bytes at ${start} do not lie in a buffer of ${into.byteLength}`);
+      let base = addresses.get(into);
+      if (base === undefined) {
+        base = Number(koffi.address(into));
+        addresses.set(into, base);
+      }
+      base += start;
+      iovec[0] = base;
+      iovec[1] = base / 2 ** 32;
+      iovec[2] = length;
+      iovec[3] = length / 2 ** 32;
+      const count = preadv2(fd, iovecAddress, 1, at, RWF_NOWAIT);
+      if (count >= 0) return count;
+      return koffi.errno() === EOPNOTSUPP ? NEVER : MUST_WAIT;
+    },
+    seek: (fd, at, whence) => lseek(fd, at, whence),
+    fallocate: (fd, mode, at, length) => onThread('fallocate', fallocate, fd, mode, at, length),
+    lock(fd, operation) {
+      if (flock(fd, operation | LOCK_NB) === 0) return true;
+      const errno = koffi.errno();
+      if (errno === EAGAIN) return false;
+      throw failure('flock', errno);
+    },
+    ioctlInt(fd, request) {
+      const value = new Int32Array(new ArrayBuffer(4));
+      if (ioctl(fd, request, value) < 0) throw failure('ioctl', koffi.errno());
+      return value[0];
+    },
+    ioctlRange(fd, request, at, length) {
+      const range = new BigUint64Array(new ArrayBuffer(16));
+      range[0] = BigInt(at);
+      range[1] = BigInt(length);
+      return onThread('ioctl', ioctl, fd, request, range);
+    },
+  };
+}
+
+/** libuv calls EOPNOTSUPP by its POSIX name. */
+function errnoName(errno: number): string {
+  return errno === EOPNOTSUPP ? 'EOPNOTSUPP' : getSystemErrorName(-errno);
+}
