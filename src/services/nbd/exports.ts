@@ -1,0 +1,32 @@
+import type { BlockDevice, ChangedExtent, Maybe } from '../../device/block-device.ts';
+import type { Bytes } from '../../units.ts';
+
+/** What a server offers under a name. */
+export interface ExportEntry {
+  name: string;
+  description?: string;
+}
+
+/**
+ * The devices an NBD server offers. `open` is asked at every handshake and rejects with a DmError whose message the
+ * client is shown: ENXIO or ENOENT for a name that does not exist, EACCES or EPERM for one that is not to be had.
+ */
+export interface Exports {
+  list(): Promise<ExportEntry[]>;
+  open(name: string): Promise<OpenExport>;
+}
+
+/**
+ * One opener of a device: as long as it is not closed, `remove` finds the device busy. All openers of a device must be
+ * given the same device object, so that a flush over one connection covers the writes of all (CAN_MULTI_CONN).
+ */
+export interface OpenExport {
+  readonly device: BlockDevice;
+  readonly readOnly: boolean;
+  /** The second line of `dmsetup`-like listings; sent to clients that ask. */
+  readonly description?: string;
+  /** Present on a snapshot: what differs from the origin, offered as `dmkit:changed`. */
+  changed?(at: Bytes, length: number): Maybe<ChangedExtent[]>;
+  /** Called once, after the last operation of the connection has completed. */
+  close(): Promise<void>;
+}

@@ -1,0 +1,200 @@
+/** The NBD server: listeners, connections, and what each connection may cost. */
+import { mkdtemp, rename, rm } from 'node:fs/promises';
+import { connect, createServer, type Server, type Socket } from 'node:net';
+import { dirname, join } from 'node:path';
+import type { BlockDevice } from '../../device/block-device.ts';
+import { ByteAccess } from '../../device/byte-access.ts';
+import { DmError, fromSystem } from '../../errors.ts';
+import { NBD_PORT } from '../../formats/nbd/constants.ts';
+import { printable } from '../../formats/nbd/handshake.ts';
+import { SOCKET_PATH_MAX } from '../../formats/nbd/uri.ts';
+import { ByteReader } from '../../lib/byte-reader.ts';
+import type { Exports } from './exports.ts';
+import { negotiate } from './handshake.ts';
+import { LIMITS, type Limits } from './limits.ts';
+import { ReplyBuffers } from './reply-buffers.ts';
+import { Transmission } from './transmission.ts';
+
+export interface NbdServerOptions {
+  /** One line for each connection that broke the protocol or was refused, and for each failed handshake. */
+  log?: (line: string) => void;
+  limits?: Partial<Limits>;
+}
+
+interface Connection {
+  readonly socket: Socket;
+  transmission: Transmission | undefined;
+  readonly done: Promise<void>;
+}
+
+export class NbdServer {
+  readonly #exports: Exports;
+  readonly #log: (line: string) => void;
+  readonly #limits: Limits;
+  readonly #buffers = new ReplyBuffers();
+  /** All connections to a device write through the same one. */
+  readonly #access = new WeakMap<BlockDevice, ByteAccess>();
+  readonly #connections = new Set<Connection>();
+  readonly #listeners = new Map<Server, string | undefined>();
+  #accepted = 0;
+  #stopped = false;
+
+  constructor(exports: Exports, { log = () => {}, limits = {} }: NbdServerOptions = {}) {
+    this.#exports = exports;
+    this.#log = log;
+    this.#limits = { ...LIMITS, ...limits };
+  }
+
+  /** Connections at this moment. */
+  get connectionCount(): number {
+    return this.#connections.size;
+  }
+
+  /**
+   * Listens on a Unix socket that only its owner may use (mode 0600). A socket left behind by a server that died is
+   * replaced; NBD_LISTEN if a living one has it.
+   */
+  async listenUnix(path: string): Promise<void> {
+    const attempted = `Cannot listen on ${path}`;
+    const length = Buffer.byteLength(path);
+    if (length > SOCKET_PATH_MAX) {
+      throw new DmError(
+        'NBD_LISTEN',
+        'EINVAL',
+        `${attempted}: the path has ${length} bytes, and ${SOCKET_PATH_MAX} is the most a socket can have`,
+        { hint: 'choose a directory with a shorter name' },
+      );
+    }
+    if (await answers(path)) {
+      throw new DmError('NBD_LISTEN', 'EBUSY', `${attempted}: another server listens there`, {
+        hint: 'stop it first, or choose another path',
+      });
+    }
+    // Bound where nobody else can reach it, then moved: at no moment can another user connect. Changing the umask would
+    // do too, but it belongs to the whole process and a worker thread may not touch it.
+    let nursery: string | undefined;
+    try {
+      nursery = await mkdtemp(join(dirname(path), '.'));
+      const born = join(nursery, 's');
+      if (Buffer.byteLength(born) > SOCKET_PATH_MAX) throw new Error('the path is too long for a socket');
+      const server = await this.#listen({ path: born }, attempted);
+      await rename(born, path);
+      this.#listeners.set(server, path);
+    } catch (error) {
+      throw fromSystem(error, attempted);
+    } finally {
+      if (nursery) await rm(nursery, { recursive: true, force: true });
+    }
+  }
+
+  /** Listens on TCP, loopback unless told otherwise; there is no access control. Resolves with the port. */
+  async listenTcp({ host = '127.0.0.1', port = NBD_PORT }: { host?: string; port?: number } = {}): Promise<number> {
+    const server = await this.#listen({ host, port }, `Cannot listen on ${host} port ${port}`);
+    this.#listeners.set(server, undefined);
+    const address = server.address();
+    return typeof address === 'object' && address ? address.port : port;
+  }
+
+  /**
+   * Closes the listeners, answers the requests in flight and ends the connections. A connection whose client does not
+   * take its replies or leave within `drainMs` is cut off. Resolves when every device operation has completed and every
+   * export is closed.
+   */
+  async stop({ drainMs = 5000 }: { drainMs?: number } = {}): Promise<void> {
+    this.#stopped = true;
+    const closed = [...this.#listeners].map(async ([server, path]) => {
+      if (path) await rm(path, { force: true });
+      await new Promise<void>((resolve) => server.close(() => resolve()));
+    });
+    this.#listeners.clear();
+    const connections = [...this.#connections];
+    for (const { transmission, socket } of connections) {
+      if (transmission) transmission.drain();
+      else socket.destroy();
+    }
+    const cut = setTimeout(() => {
+      for (const { socket } of connections) socket.destroy();
+    }, drainMs);
+    await Promise.all([...closed, ...connections.map(({ done }) => done)]);
+    clearTimeout(cut);
+  }
+
+  async #listen(where: { path: string } | { host: string; port: number }, attempted: string): Promise<Server> {
+    // Half-open: a client may shut down its side behind its last request and still be answered.
+    const server = createServer({ allowHalfOpen: true, pauseOnConnect: true, noDelay: true }, (socket) =>
+      this.#accept(socket),
+    );
+    await new Promise<void>((resolve, reject) => {
+      server.once('error', (error) => reject(fromSystem(error, attempted)));
+      server.listen({ ...where, backlog: 511 }, resolve);
+    });
+    server.on('error', (error) => this.#log(`NBD listener: ${error.message}`));
+    return server;
+  }
+
+  #accept(socket: Socket): void {
+    const number = ++this.#accepted;
+    const log = (line: string) => this.#log(`NBD connection ${number}: ${printable(Buffer.from(line))}`);
+    // A reset connection ends with 'close' too; that is where it is handled.
+    socket.on('error', () => {});
+    if (this.#stopped || this.#connections.size >= this.#limits.connections) {
+      if (!this.#stopped) log(`refused, ${this.#limits.connections} connections are open`);
+      socket.destroy();
+      return;
+    }
+    const connection: Connection = { socket, transmission: undefined, done: Promise.resolve() };
+    this.#connections.add(connection);
+    Object.assign(connection, {
+      done: this.#serve(socket, connection, log)
+        .catch((error) => log(error instanceof DmError ? error.message : String(error?.stack ?? error)))
+        .finally(() => {
+          socket.destroy();
+          this.#connections.delete(connection);
+        }),
+    });
+  }
+
+  async #serve(socket: Socket, connection: Connection, log: (line: string) => void): Promise<void> {
+    const reader = new ByteReader(socket);
+    const tooSlow = setTimeout(() => {
+      log(`the handshake took longer than ${this.#limits.handshakeMs} ms`);
+      socket.destroy();
+    }, this.#limits.handshakeMs);
+    let session: Awaited<ReturnType<typeof negotiate>>;
+    try {
+      session = await negotiate(socket, reader, this.#exports, this.#limits);
+    } finally {
+      clearTimeout(tooSlow);
+    }
+    const rest = reader.release();
+    if (!session) {
+      // The last reply is sent before the socket goes.
+      if (!socket.destroyed) await new Promise<void>((resolve) => socket.end(() => resolve()).once('close', resolve));
+      return;
+    }
+    const { open } = session;
+    let access = this.#access.get(open.device);
+    if (!access) this.#access.set(open.device, (access = new ByteAccess(open.device, 512)));
+    const transmission = new Transmission(socket, session, access, this.#buffers, this.#limits, log);
+    connection.transmission = transmission;
+    try {
+      transmission.start(rest);
+      if (this.#stopped) transmission.drain();
+      await transmission.done;
+    } finally {
+      await open.close();
+    }
+  }
+}
+
+/** True if something accepts connections there. */
+function answers(path: string): Promise<boolean> {
+  return new Promise((resolve) => {
+    const probe = connect(path);
+    probe.once('connect', () => {
+      probe.destroy();
+      resolve(true);
+    });
+    probe.once('error', () => resolve(false));
+  });
+}
