@@ -1,0 +1,435 @@
+/**
+ * A persistent exception store, live (`P` and `PO`, Linux `dm-snap-persistent.c`). What is on the COW device after each
+ * step of a commit, and why no power cut between them harms:
+ *
+ *     1  data chunks written                     no exception names them yet: the next allocation uses them again
+ *     2  later areas written: whole, ended       the current area still ends before its last entry: nobody reads them
+ *     3  flush                                   data and later areas are durable
+ *     4  current area written                    each 512-byte sector arrives or not; a list cut short at any sector
+ *                                                names only data that step 3 made durable
+ *     5  flush                                   acknowledged
+ *
+ * A batch takes every exception that is settled when it starts, over as many areas as they need, for two flushes in
+ * all. Allocation order is commit order, so the chunks below `nextFree` are all in use and a loader finds it again.
+ *
+ * Step 4 cut off may leave entries behind the end of the list (a later sector arrived, an earlier one did not). They
+ * name chunks that are allocated anew after a reload, so before the first commit after a load the area is written
+ * once without them; else a second power cut could bring them back to life over other data.
+ */
+import type { BlockDevice, Maybe } from '../../device/block-device.ts';
+import { DmError, FormatError } from '../../errors.ts';
+import {
+  areaChunk,
+  chunkSizeFault,
+  chunksFor,
+  diskException,
+  diskHeader,
+  eachException,
+  headerOf,
+  isMetadata,
+  type Layout,
+  layoutOf,
+  MAGIC,
+  MAX_CHUNK,
+  nextData,
+  setException,
+  VERSION,
+} from '../../formats/exception-store.ts';
+import { ChunkMap } from '../../lib/chunk-map.ts';
+import { type Bytes, bytes, SECTOR, type Sector, sector, toSectors } from '../../units.ts';
+import type { Commit, ExceptionStore, Usage } from './store.ts';
+
+/** The kernel's default: 16 KiB. */
+export const DEFAULT_CHUNK = sector(32);
+
+/** Areas read at once when a store is opened, bounded in bytes too. */
+const READ_AHEAD = 12;
+const READ_AHEAD_BYTES = 4 * 1024 * 1024;
+
+interface Waiter {
+  upTo: number;
+  done(result: Commit): void;
+}
+
+export class PersistentStore implements ExceptionStore {
+  readonly persistent = true;
+  readonly layout: Layout;
+  valid = true;
+  lastSettled = -1;
+
+  #cow: BlockDevice;
+  #completed = new ChunkMap();
+  #nextFree = 2;
+
+  /** The area that receives the next exceptions, as it is on disk but for `#staleTail`. */
+  #area: Uint8Array;
+  #areaIndex = 0;
+  #committed = 0;
+  /** Bytes behind the end of the list on disk; see the head of this file. */
+  #staleTail = false;
+
+  /** Allocated and not yet durable, in order of allocation; the first `#head` are gone. */
+  #queue: Allocation[] = [];
+  #head = 0;
+  #waiters: Waiter[] = [];
+  /** The next batch waits for the exceptions up to this new chunk to settle. */
+  #gate = 0;
+  #running = false;
+  #invalidated: Promise<void> | undefined;
+
+  private constructor(cow: BlockDevice, layout: Layout) {
+    this.#cow = cow;
+    this.layout = layout;
+    this.#area = new Uint8Array(layout.chunkBytes);
+  }
+
+  /**
+   * Opens the store on `cow`, or makes one where the device's first four bytes are zero. `chunkSize` in sectors is for a
+   * new store (0: the default); an existing one keeps its own, which must be a multiple of both block sizes. An invalidated store opens, with `valid` false.
+   *
+   * Throws FormatError ENXIO (no store, and not blank), EINVAL (version, chunk size, impossible entries), and what reads
+   * and writes throw. Nothing is written unless the device is blank.
+   */
+  static async open(cow: BlockDevice, chunkSize: Sector, originBlockSize = SECTOR): Promise<PersistentStore> {
+    const found = await readHeader(cow, chunkSize, originBlockSize);
+    const store = new PersistentStore(cow, found.layout);
+    if (found.state === 'blank') await store.#create();
+    else if (found.state === 'invalid') store.valid = false;
+    else await store.#load();
+    return store;
+  }
+
+  get size(): number {
+    return this.#completed.size;
+  }
+
+  get durableBelow(): number {
+    return this.#head < this.#queue.length ? this.#queue[this.#head].newChunk : this.#nextFree;
+  }
+
+  /** Bytes of memory that the table of exceptions takes. */
+  get memory(): number {
+    return this.#completed.memory;
+  }
+
+  lookup(oldChunk: number): number {
+    return this.#completed.get(oldChunk);
+  }
+
+  allocate(oldChunk: number): number {
+    const newChunk = this.#nextFree;
+    if (toSectors(this.#cow.size) < (newChunk + 1) * this.layout.chunkSize) return -1;
+    this.#nextFree = nextData(this.layout, newChunk);
+    this.#queue.push({ oldChunk, newChunk, state: 'open' });
+    return newChunk;
+  }
+
+  settle(newChunk: number, ok: boolean): void {
+    let i = this.#queue.length - 1;
+    while (this.#queue[i].newChunk !== newChunk) i--;
+    const allocation = this.#queue[i];
+    if (ok) {
+      allocation.state = 'settled';
+      this.#completed.add(allocation.oldChunk, newChunk);
+      if (newChunk > this.lastSettled) this.lastSettled = newChunk;
+    } else if (i === this.#queue.length - 1 && this.#queue.length > this.#head) {
+      this.#queue.pop();
+      this.#nextFree = newChunk;
+    } else allocation.state = 'dropped';
+    if (this.#waiters.length > 0 && !this.#running) this.#start();
+  }
+
+  commit(newChunk: number): Maybe<Commit> {
+    if (!this.valid) return 'invalid';
+    if (newChunk < this.durableBelow) return 'durable';
+    if (this.#waiters.length === 0) this.#gate = this.#queue[this.#queue.length - 1].newChunk;
+    return new Promise((done) => {
+      this.#waiters.push({ upTo: newChunk, done });
+      if (!this.#running) this.#start();
+    });
+  }
+
+  async invalidate(): Promise<void> {
+    this.valid = false;
+    this.#invalidated ??= this.#writeInvalid();
+    await this.#invalidated;
+  }
+
+  usage(): Usage {
+    const { chunkSize } = this.layout;
+    return {
+      allocated: sector(this.#nextFree * chunkSize),
+      total: toSectors(this.#cow.size),
+      metadata: sector((this.#areaIndex + 2) * chunkSize),
+    };
+  }
+
+  each(visit: (oldChunk: number, newChunk: number) => void): void {
+    this.#completed.each(visit);
+  }
+
+  /**
+   * The header goes first: with its first sector wiped, the store is blank to every reader, whatever is behind it, and
+   * whoever opens it next makes it anew. Only then is the list emptied, and the header written last.
+   */
+  async reset(): Promise<void> {
+    await this.#cow.write(bytes(0), new Uint8Array(SECTOR), 0, SECTOR);
+    await this.#cow.flush();
+    await this.#create();
+    this.valid = true;
+    this.#invalidated = undefined;
+    this.#completed = new ChunkMap();
+    this.#queue = [];
+    this.#head = 0;
+    this.#nextFree = 2;
+    this.lastSettled = -1;
+    this.#area = new Uint8Array(this.layout.chunkBytes);
+    this.#areaIndex = 0;
+    this.#committed = 0;
+    this.#staleTail = false;
+  }
+
+  /** The list is empty and durable before a header says that there is one. The kernel writes the two in no order. */
+  async #create(): Promise<void> {
+    const { chunkBytes } = this.layout;
+    const size = this.#cow.size;
+    if (size < 2 * chunkBytes)
+      throw new DmError(
+        'COW_TOO_SMALL',
+        'EIO',
+        `Cannot make an exception store on ${this.#cow.name}: it has ${size} bytes, a header and an area take ${2 * chunkBytes}`,
+        {
+          hint: 'take a larger COW device or a smaller chunk size',
+        },
+      );
+    await this.#cow.write(chunkBytes, new Uint8Array(chunkBytes), 0, chunkBytes);
+    await this.#cow.flush();
+    await this.#cow.write(bytes(0), headerOf(this.layout, true), 0, chunkBytes);
+    await this.#cow.flush();
+  }
+
+  async #load(): Promise<void> {
+    const { chunkBytes, entries } = this.layout;
+    const ahead = Math.max(1, Math.min(READ_AHEAD, Math.floor(READ_AHEAD_BYTES / chunkBytes)));
+    const buffers = Array.from({ length: ahead }, () => new Uint8Array(chunkBytes));
+    const reads: Maybe[] = [];
+    const read = (index: number) => {
+      const at = this.#areaAt(index);
+      if (at + chunkBytes > this.#cow.size) return;
+      reads[index % ahead] = this.#cow.read(at, buffers[index % ahead], 0, chunkBytes);
+    };
+    for (let index = 0; index < ahead; index++) read(index);
+    for (let index = 0; ; index++) {
+      if (this.#areaAt(index) + chunkBytes > this.#cow.size)
+        throw new FormatError(
+          'COW_TRUNCATED',
+          'EIO',
+          `Cannot read area ${index} of the exception store on ${this.#cow.name}: it lies beyond the device's ${this.#cow.size} bytes`,
+        );
+      const wait = reads[index % ahead];
+      if (wait) await wait;
+      const area = buffers[index % ahead];
+      const count = eachException(new DataView(area.buffer), (oldChunk, newChunk) =>
+        this.#adopt(index, oldChunk, newChunk),
+      );
+      if (count < entries) {
+        this.#takeLast(index, area, count);
+        await settleAll(reads);
+        return;
+      }
+      read(index + ahead);
+    }
+  }
+
+  /** Takes over what is on disk; of two entries for one old chunk the first counts, as in the kernel. */
+  #adopt(index: number, oldChunk: number, newChunk: number): void {
+    if (newChunk > MAX_CHUNK || oldChunk > MAX_CHUNK)
+      throw new FormatError(
+        'COW_ENTRY',
+        'EINVAL',
+        `Cannot read area ${index} of the exception store on ${this.#cow.name}: the exception ${oldChunk} -> ${newChunk} is beyond any device`,
+        {
+          hint: 'the store is corrupt; `dmkit inspect` says what can be read of it',
+        },
+      );
+    this.#completed.add(oldChunk, newChunk);
+    if (this.#nextFree <= newChunk) this.#nextFree = newChunk + 1;
+  }
+
+  #takeLast(index: number, area: Uint8Array, count: number): void {
+    const end = count * diskException.size;
+    this.#areaIndex = index;
+    this.#committed = count;
+    this.#staleTail = area.subarray(end).some((byte) => byte !== 0);
+    this.#area.set(area.subarray(0, end));
+    if (isMetadata(this.layout, this.#nextFree)) this.#nextFree++;
+    this.lastSettled = this.#nextFree - 1;
+  }
+
+  #areaAt(index: number): Bytes {
+    return bytes(areaChunk(this.layout, index) * this.layout.chunkBytes);
+  }
+
+  /**
+   * Runs batches while somebody waits. A batch starts once everything allocated when it was asked for has settled, so
+   * that exceptions whose copies run side by side share it; later allocations do not hold it up. Put off by a
+   * microtask: all requests of one turn of the event loop share it too.
+   */
+  #start(): void {
+    this.#running = true;
+    queueMicrotask(() => this.#batches());
+  }
+
+  async #batches(): Promise<void> {
+    while (this.#waiters.length > 0) {
+      const ready = this.#settledPrefix();
+      if (this.valid && (ready === 0 || this.#queue[this.#head + ready - 1].newChunk < this.#gate)) break;
+      this.#release(this.valid ? await this.#write(ready) : 'invalid');
+      this.#gate = this.#queue.at(-1)?.newChunk ?? 0;
+    }
+    this.#running = false;
+  }
+
+  #settledPrefix(): number {
+    let end = this.#head;
+    while (end < this.#queue.length && this.#queue[end].state !== 'open') end++;
+    return end - this.#head;
+  }
+
+  #release(result: Commit): void {
+    const waiting = this.#waiters;
+    this.#waiters = [];
+    for (const waiter of waiting) {
+      if (result === 'durable' && waiter.upTo >= this.durableBelow) this.#waiters.push(waiter);
+      else waiter.done(result);
+    }
+  }
+
+  /** Commits the first `count` allocations of the queue; dropped ones take no entry. */
+  async #write(count: number): Promise<Commit> {
+    try {
+      if (this.#staleTail) {
+        await this.#cow.write(this.#areaAt(this.#areaIndex), this.#area, 0, this.#area.length);
+        await this.#cow.flush();
+        this.#staleTail = false;
+      }
+      await this.#writeAreas(count);
+      return this.valid ? 'durable' : 'invalid';
+    } catch (error) {
+      if (error instanceof DmError && error.errno === 'ENOSPC') return 'full';
+      await this.invalidate();
+      return 'invalid';
+    }
+  }
+
+  async #writeAreas(count: number): Promise<void> {
+    const { entries, chunkBytes } = this.layout;
+    const first = this.#area.slice();
+    let area = first;
+    let index = this.#areaIndex;
+    let filled = this.#committed;
+    const end = this.#head + count;
+    const writeLater = () => (area === first ? undefined : this.#cow.write(this.#areaAt(index), area, 0, chunkBytes));
+    for (let i = this.#head; i < end; i++) {
+      const { oldChunk, newChunk, state } = this.#queue[i];
+      if (state === 'dropped') continue;
+      setException(new DataView(area.buffer), filled++, oldChunk, newChunk);
+      if (filled < entries) continue;
+      await writeLater();
+      area = new Uint8Array(chunkBytes);
+      index++;
+      filled = 0;
+    }
+    await writeLater();
+    await this.#cow.flush();
+    await this.#cow.write(this.#areaAt(this.#areaIndex), first, 0, chunkBytes);
+    await this.#cow.flush();
+    this.#area = area;
+    this.#areaIndex = index;
+    this.#committed = filled;
+    this.#head = end;
+    if (this.#head > 4096 || this.#head === this.#queue.length) {
+      this.#queue.splice(0, this.#head);
+      this.#head = 0;
+    }
+  }
+
+  /** Durable when it settles: an origin write that could not be copied out must not reach the disk before. */
+  async #writeInvalid(): Promise<void> {
+    try {
+      await this.#cow.write(bytes(0), headerOf(this.layout, false), 0, this.layout.chunkBytes);
+      await this.#cow.flush();
+    } catch {
+      // The store is invalid in memory all the same; a COW device that fails even this is beyond marking.
+    }
+  }
+}
+
+interface Allocation {
+  oldChunk: number;
+  newChunk: number;
+  state: 'open' | 'settled' | 'dropped';
+}
+
+/** Waits for reads whose data nobody wants any more; their failures do not matter. */
+const settleAll = (reads: readonly Maybe[]) => Promise.allSettled(reads);
+
+/**
+ * What the first chunk of a COW device says. `blank`: no store yet; `layout` is then what one made with `chunkSize`
+ * (0: the default) would have. Throws as `PersistentStore.open` does; writes nothing.
+ */
+export async function readHeader(
+  cow: BlockDevice,
+  chunkSize: Sector,
+  originBlockSize = SECTOR,
+): Promise<{ state: 'blank' | 'invalid' | 'valid'; layout: Layout }> {
+  const supplied = chunkSize || (Math.max(DEFAULT_CHUNK, cow.blockSize / SECTOR) as Sector);
+  const head = new Uint8Array(SECTOR);
+  if (cow.size < head.length)
+    throw new FormatError(
+      'COW_TOO_SMALL',
+      'EIO',
+      `Cannot read an exception store on ${cow.name}: it has only ${cow.size} bytes`,
+    );
+  await cow.read(bytes(0), head, 0, head.length);
+  const header = diskHeader.get(new DataView(head.buffer), 0);
+  if (header.magic === 0) return { state: 'blank', layout: layoutOf(supplied) };
+  if (header.magic !== MAGIC)
+    throw new FormatError(
+      'COW_MAGIC',
+      'ENXIO',
+      `Cannot read the exception store on ${cow.name}: its magic is 0x${header.magic.toString(16).padStart(8, '0')}, expected 0x${MAGIC.toString(16)}`,
+      {
+        hint: 'check the order `snapshot <origin> <COW device> P 16`; for a new snapshot, zero the first chunk of the COW device',
+      },
+    );
+  if (header.chunkSize !== supplied) {
+    const fault = chunkSizeFault(header.chunkSize, [cow.blockSize, originBlockSize]);
+    if (fault)
+      throw new FormatError(
+        'COW_CHUNK_SIZE',
+        'EINVAL',
+        `Cannot read the exception store on ${cow.name}: its chunk size is ${header.chunkSize} sectors. ${fault}`,
+      );
+  }
+  if (header.version !== VERSION)
+    throw new FormatError(
+      'COW_VERSION',
+      'EINVAL',
+      `Cannot read the exception store on ${cow.name}: its version is ${header.version}, expected ${VERSION}`,
+    );
+  const layout = layoutOf(header.chunkSize);
+  if (layout.chunkBytes > cow.size)
+    throw new FormatError(
+      'COW_TRUNCATED',
+      'EIO',
+      `Cannot read the exception store on ${cow.name}: one chunk has ${layout.chunkBytes} bytes, the device ${cow.size}`,
+    );
+  return { state: header.valid === 0 ? 'invalid' : 'valid', layout };
+}
+
+/** Bytes of a COW device that never overflows for an origin of `size` bytes: every chunk has its exception. */
+export function fullCowSize(size: Bytes, chunkSize: Sector): Bytes {
+  const layout = layoutOf(chunkSize);
+  return bytes(chunksFor(layout, Math.ceil(size / layout.chunkBytes)) * layout.chunkBytes);
+}

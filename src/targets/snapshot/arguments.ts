@@ -1,0 +1,54 @@
+/** The words of a snapshot table (dm-snapshot `snapshot_ctr`, `dm_exception_store_create`). */
+import { chunkSizeFault } from '../../formats/exception-store.ts';
+import { type Sector, sector } from '../../units.ts';
+import { parseNumber, refuse } from '../arguments.ts';
+
+export interface SnapshotArguments {
+  readonly origin: string;
+  readonly cow: string;
+  readonly persistent: boolean;
+  /** `PO`: overflow instead of becoming invalid. */
+  readonly overflow: boolean;
+  /** The chunk size as typed; see `parseChunkSize`. */
+  readonly chunk: string;
+  readonly zeroesCow: boolean;
+  readonly passDown: boolean;
+}
+
+export function parseFeatures(type: string, words: readonly string[]): { zeroesCow: boolean; passDown: boolean } {
+  if (words.length === 0) return { zeroesCow: false, passDown: false };
+  const count = parseNumber(words[0]);
+  if (count === undefined || count > 2 || count > words.length - 1)
+    throw refuse(type, 'Invalid number of feature args');
+  const features = words.slice(1, 1 + count).map((word) => word.toLowerCase());
+  for (const feature of features)
+    if (feature !== 'discard_zeroes_cow' && feature !== 'discard_passdown_origin')
+      throw refuse(type, `Unrecognised feature requested: ${feature}`);
+  const zeroesCow = features.includes('discard_zeroes_cow');
+  const passDown = features.includes('discard_passdown_origin');
+  if (passDown && !zeroesCow) throw refuse(type, 'discard_passdown_origin feature depends on discard_zeroes_cow');
+  return { zeroesCow, passDown };
+}
+
+/** `P…` and `N…` in either case; the second letter of a `P` must be `O` if there is one. */
+export function parseStore(type: string, word: string): { persistent: boolean; overflow: boolean } {
+  const kind = word[0]?.toUpperCase();
+  if (kind === 'N') return { persistent: false, overflow: false };
+  if (kind !== 'P') throw refuse(type, `Exception store type "${word}" is not P, PO or N`);
+  if (word.length > 1 && word[1].toUpperCase() !== 'O')
+    throw refuse(type, `Unsupported persistent store option "${word.slice(1)}"`);
+  return { persistent: true, overflow: word.length > 1 };
+}
+
+/** Sectors; 0 stands for what is on disk, or the default. `blockSizes` in bytes: of the COW device and the origin. */
+export function parseChunkSize(type: string, word: string, persistent: boolean, blockSizes: number[]): Sector {
+  const value = parseNumber(word);
+  if (value === undefined || value > 0xffffffff) throw refuse(type, `Invalid chunk size "${word}"`);
+  if (value === 0) {
+    if (!persistent) throw refuse(type, 'Chunk size not set');
+    return sector(0);
+  }
+  const fault = chunkSizeFault(value, blockSizes);
+  if (fault) throw refuse(type, `${fault}: ${value} sectors`);
+  return sector(value);
+}

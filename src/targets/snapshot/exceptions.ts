@@ -1,0 +1,557 @@
+/**
+ * One snapshot's exceptions at work: reads and writes through the snapshot, copies made for its origin's writers. This
+ * is what a handover moves from one table to the next.
+ *
+ * Life of an exception, and what may happen when (Linux `dm-snap.c`):
+ *
+ *     none ── first write ──> allocated ── chunk's data on the COW device ──> settled ── commit ──> durable
+ *                                 |
+ *     reads:  origin          origin (the copy is not there yet)             COW                  COW
+ *     writes: allocate        wait for it to settle                          COW                  COW
+ *     origin's writers: allocate, then wait for each step up to durable ─────────────────────────> go on
+ *
+ * An origin's writer also waits for reads that were sent to the origin's chunk before the exception settled. A write to
+ * the snapshot is acknowledged when it is settled; its exception becomes durable with the next flush, with the next
+ * origin write to the chunk, or a second later.
+ */
+import type { BlockDevice, ChangedExtent, Extent, Maybe } from '../../device/block-device.ts';
+import { DmError, ioError } from '../../errors.ts';
+import { Parts } from '../../lib/parts.ts';
+import { every } from '../../lib/wait.ts';
+import type { Commit, ExceptionStore } from '../../stores/exception/store.ts';
+import { type Bytes, bytes } from '../../units.ts';
+
+/** Copies that one snapshot has running before further ones wait: the kernel's `snapshot_cow_threshold`, by default. */
+const THRESHOLD = 2048;
+/** And in bytes, since each holds a buffer. */
+const THRESHOLD_BYTES = 64 * 1024 * 1024;
+/** Chunks that lie side by side are copied together up to this. */
+const COPY_BYTES = 1024 * 1024;
+/** Exceptions that settle without a flush are committed after this time, or when there are this many. */
+const COMMIT_AFTER_MS = 1000;
+const COMMIT_AT = 16384;
+/** Stretches zeroed before other requests get their turn. */
+const ZERO_RUNS = 256;
+/** Chunks looked at by one `extents` or `changed`. */
+const WALK = 65536;
+
+interface TrackedRead {
+  first: number;
+  last: number;
+  ended: Promise<void>;
+}
+
+export class Exceptions {
+  readonly store: ExceptionStore;
+  readonly origin: BlockDevice;
+  readonly cow: BlockDevice;
+  /** A snapshot write found no space and the table says `PO`: no writes any more, reads go on. */
+  overflowed = false;
+  /** The table says `PO`: a write that finds no space ends in `overflowed`, not in an invalid store. */
+  overflows = false;
+  /** Called once when the store becomes invalid. */
+  onInvalid: () => void = () => {};
+  /** Copies that may run at once. */
+  threshold: number;
+
+  #chunkBytes: number;
+  /** Old chunks whose data is on its way to the COW device; the promise never rejects. */
+  #pending = new Map<number, Promise<void>>();
+  #reads = new Set<TrackedRead>();
+  #copies = 0;
+  #throttled: (() => void)[] = [];
+  #buffers: Uint8Array[] = [];
+  #timer: NodeJS.Timeout | undefined;
+  /** The header says invalid, or as much as was possible was done for it. */
+  #marked: boolean;
+  #told = false;
+  /** Acknowledged writes went with the store: no flush may succeed. */
+  #lost = false;
+  /** A reset is running; origin writes wait for it. */
+  #resetting: Promise<void> | undefined;
+
+  constructor(store: ExceptionStore, origin: BlockDevice, cow: BlockDevice) {
+    this.store = store;
+    this.origin = origin;
+    this.cow = cow;
+    this.#chunkBytes = store.layout.chunkBytes;
+    this.#marked = !store.valid;
+    this.threshold = Math.max(1, Math.min(THRESHOLD, Math.floor(THRESHOLD_BYTES / this.#chunkBytes)));
+  }
+
+  get chunkBytes(): number {
+    return this.#chunkBytes;
+  }
+
+  read(at: number, into: Uint8Array, start: number, length: number): Maybe {
+    if (!this.store.valid) throw this.#invalidError('read');
+    const size = this.#chunkBytes;
+    const end = at + length;
+    let waits: Promise<void>[] | undefined;
+    try {
+      while (at < end) {
+        const first = Math.floor(at / size);
+        const newChunk = this.store.lookup(first);
+        let stop = (first + 1) * size;
+        if (newChunk < 0) while (stop < end && this.store.lookup(stop / size) < 0) stop += size;
+        else while (stop < end && this.store.lookup(stop / size) === newChunk + (stop / size - first)) stop += size;
+        const count = Math.min(stop, end) - at;
+        let wait: Maybe;
+        if (newChunk >= 0) wait = this.cow.read(bytes(newChunk * size + (at - first * size)), into, start, count);
+        else {
+          wait = this.origin.read(bytes(at), into, start, count);
+          if (wait) this.#track(first, stop / size - 1, wait);
+        }
+        at += count;
+        start += count;
+        if (wait) {
+          if (at === end && !waits) return wait;
+          waits ??= [];
+          waits.push(wait);
+        }
+      }
+    } catch (error) {
+      if (!waits) throw error;
+      waits.push(Promise.reject(error));
+    }
+    if (waits) return every(waits);
+  }
+
+  write(at: number, from: Uint8Array, start: number, length: number): Maybe {
+    const size = this.#chunkBytes;
+    const end = at + length;
+    let waits: Promise<void>[] | undefined;
+    try {
+      while (at < end) {
+        this.#checkWritable();
+        const first = Math.floor(at / size);
+        const newChunk = this.store.lookup(first);
+        let stop = (first + 1) * size;
+        let wait: Maybe;
+        let count: number;
+        if (newChunk >= 0) {
+          while (stop < end && this.store.lookup(stop / size) === newChunk + (stop / size - first)) stop += size;
+          count = Math.min(stop, end) - at;
+          wait = this.cow.write(bytes(newChunk * size + (at - first * size)), from, start, count);
+        } else {
+          count = Math.min(stop, end) - at;
+          wait = this.#writeFresh(first, at - first * size, from, start, count);
+        }
+        at += count;
+        start += count;
+        if (wait) {
+          if (at === end && !waits) return wait;
+          waits ??= [];
+          waits.push(wait);
+        }
+      }
+    } catch (error) {
+      if (!waits) throw error;
+      waits.push(Promise.reject(error));
+    }
+    if (waits) return every(waits);
+  }
+
+  /** Zeroes take space on the COW device only where the device cannot do without. */
+  async writeZeroes(at: number, length: number, mayUnmap: boolean): Promise<void> {
+    const size = this.#chunkBytes;
+    const end = at + length;
+    while (at < end) {
+      const parts = new Parts();
+      for (let runs = 0; at < end && runs < ZERO_RUNS; runs++) {
+        const first = Math.floor(at / size);
+        const offset = at - first * size;
+        const newChunk = this.store.lookup(first);
+        let stop = (first + 1) * size;
+        if (newChunk >= 0)
+          while (stop < end && this.store.lookup(stop / size) === newChunk + (stop / size - first)) stop += size;
+        const count = Math.min(stop, end) - at;
+        try {
+          this.#checkWritable();
+          if (newChunk >= 0) parts.add(this.cow.writeZeroes(bytes(newChunk * size + offset), count, mayUnmap));
+          else parts.add(this.#writeFresh(first, offset, undefined, 0, count));
+        } catch (error) {
+          parts.fail(error);
+        }
+        at += count;
+      }
+      await parts.done();
+      if (at < end) await new Promise((resolve) => setImmediate(resolve));
+    }
+  }
+
+  /** `discard_zeroes_cow`: a mapped chunk discarded whole reads as zeroes and keeps its exception; the rest is a hint. */
+  discard(at: number, length: number): Maybe {
+    const size = this.#chunkBytes;
+    const parts = new Parts();
+    for (const end = at + length; at < end; ) {
+      this.#checkWritable();
+      const old = Math.floor(at / size);
+      const offset = at - old * size;
+      const count = Math.min(size - offset, end - at);
+      const newChunk = this.store.lookup(old);
+      if (newChunk >= 0) {
+        const to = bytes(newChunk * size + offset);
+        if (count === size) parts.add(this.cow.writeZeroes(to, size, true));
+        else if (this.cow.canDiscard) parts.add(this.cow.discard(to, count));
+      }
+      at += count;
+    }
+    return parts.done();
+  }
+
+  /** `discard_passdown_origin`: straight to the origin, without a copy. */
+  passDown(at: number, length: number): Maybe {
+    this.#checkWritable();
+    const wait = this.origin.discard(bytes(at), length);
+    if (wait) this.#track(Math.floor(at / this.#chunkBytes), Math.floor((at + length - 1) / this.#chunkBytes), wait);
+    return wait;
+  }
+
+  flush(): Maybe {
+    if (this.#lost)
+      throw ioError(`Cannot flush: writes that were acknowledged went with the exception store on ${this.cow.name}`);
+    if (this.store.valid && this.store.lastSettled >= this.store.durableBelow) return this.#flushAll();
+    return this.cow.flush();
+  }
+
+  async #flushAll(): Promise<void> {
+    const result = await this.store.commit(this.store.lastSettled);
+    if (result === 'full') throw this.#fullError();
+    if (result === 'invalid') {
+      await this.#becomeInvalid();
+      throw this.#invalidError('flush');
+    }
+    await this.cow.flush();
+  }
+
+  /**
+   * Copies out what an origin write of `length` bytes at `at` would destroy. Returns nothing if the write may go ahead at
+   * once, else a promise that never rejects, after which the question has to be asked again.
+   */
+  protect(at: number, length: number): Promise<void> | undefined {
+    if (this.#resetting) return this.#resetting;
+    if (!this.store.valid) return this.#marked ? undefined : this.#becomeInvalid();
+    const size = this.#chunkBytes;
+    const last = Math.floor((at + length - 1) / size);
+    let waits: Promise<void>[] | undefined;
+    let upTo = -1;
+    for (let old = Math.floor(at / size); old <= last; ) {
+      const newChunk = this.store.lookup(old);
+      let wait: Maybe = this.#pending.get(old);
+      if (newChunk >= 0) {
+        if (newChunk >= this.store.durableBelow && newChunk > upTo) upTo = newChunk;
+        wait = this.#readsOn(old, old);
+        old++;
+      } else if (wait) old++;
+      else if (this.#copies >= this.threshold) {
+        (waits ??= []).push(this.#room());
+        break;
+      } else {
+        const from = this.store.allocate(old);
+        if (from < 0) return this.#becomeInvalid();
+        const count = this.#allocateRun(old, from, last);
+        wait = this.#copyRun(old, from, count);
+        if (!wait) upTo = from + count - 1;
+        old += count;
+      }
+      if (wait) (waits ??= []).push(wait);
+    }
+    if (upTo >= 0) {
+      const commit = this.store.commit(upTo);
+      if (typeof commit !== 'string') (waits ??= []).push(commit.then((result) => this.#afterCommit(result)));
+      else if (commit !== 'durable') (waits ??= []).push(this.#afterCommit(commit));
+    }
+    return waits && (waits.length === 1 ? waits[0] : every(waits));
+  }
+
+  /** Everything acknowledged is durable, and nothing is under way, when this settles. Rejects with ENOSPC only. */
+  async drain(): Promise<void> {
+    clearTimeout(this.#timer);
+    this.#timer = undefined;
+    while (this.#pending.size > 0) await every([...this.#pending.values()]);
+    await every([...this.#reads].map((read) => read.ended));
+    const result = this.store.valid ? await this.store.commit(this.store.lastSettled) : 'invalid';
+    if (result === 'full') throw this.#fullError();
+    if (result === 'invalid' && !this.#marked) await this.#becomeInvalid();
+  }
+
+  /** Ends what is under way. Nothing is lost by an error: what a failed commit leaves out was never flushed. */
+  async close(): Promise<void> {
+    await this.drain().catch(() => {});
+    clearTimeout(this.#timer);
+  }
+
+  /** Makes the snapshot equal to its origin again. The snapshot itself is suspended; its origin need not be. */
+  async reset(): Promise<void> {
+    await this.drain();
+    this.#resetting = this.#reset();
+    await this.#resetting;
+  }
+
+  async #reset(): Promise<void> {
+    try {
+      while (this.#pending.size > 0) await every([...this.#pending.values()]);
+      if (this.store.valid) await this.store.commit(this.store.lastSettled);
+      await this.store.reset();
+      this.overflowed = false;
+      this.#marked = false;
+      this.#told = false;
+      this.#lost = false;
+    } finally {
+      this.#resetting = undefined;
+    }
+  }
+
+  changed(at: number, length: number): ChangedExtent[] {
+    const found: ChangedExtent[] = [];
+    this.#runs(at, length, (count, newChunk) => {
+      const last = found.at(-1);
+      if (last?.changed === newChunk >= 0) last.length = bytes(last.length + count);
+      else found.push({ length: bytes(count), changed: newChunk >= 0 });
+    });
+    return found;
+  }
+
+  async extents(at: number, length: number): Promise<Extent[]> {
+    const runs: { at: Bytes; count: number; device: BlockDevice }[] = [];
+    this.#runs(at, length, (count, newChunk, offset, from) => {
+      if (newChunk >= 0) runs.push({ at: bytes(newChunk * this.#chunkBytes + offset), count, device: this.cow });
+      else runs.push({ at: bytes(from), count, device: this.origin });
+    });
+    const found: Extent[] = [];
+    for (const { at, count, device } of runs) {
+      let left = count;
+      for (const extent of await device.extents(at, count)) {
+        found.push({ ...extent, length: bytes(Math.min(extent.length, left)) });
+        left -= extent.length;
+      }
+      if (left > 0 || found.length > 1024) break;
+    }
+    return found;
+  }
+
+  /** Visits stretches that lie side by side below, up to WALK chunks. */
+  #runs(
+    at: number,
+    length: number,
+    visit: (count: number, newChunk: number, offset: number, at: number) => void,
+  ): void {
+    const size = this.#chunkBytes;
+    if (this.store.size === 0) {
+      visit(length, -1, 0, at);
+      return;
+    }
+    const end = Math.min(at + length, (Math.floor(at / size) + WALK) * size);
+    while (at < end) {
+      const first = Math.floor(at / size);
+      const newChunk = this.store.lookup(first);
+      let stop = (first + 1) * size;
+      if (newChunk < 0) while (stop < end && this.store.lookup(stop / size) < 0) stop += size;
+      else while (stop < end && this.store.lookup(stop / size) === newChunk + (stop / size - first)) stop += size;
+      const count = Math.min(stop, end) - at;
+      visit(count, newChunk, at - first * size, at);
+      at += count;
+    }
+  }
+
+  #checkWritable(): void {
+    if (!this.store.valid) throw this.#invalidError('write');
+    if (this.overflowed)
+      throw new DmError('SNAPSHOT_OVERFLOW', 'EIO', `Cannot write: the snapshot overflowed, ${this.cow.name} is full`, {
+        hint: 'enlarge the COW device, then remove the snapshot and create it again',
+      });
+  }
+
+  #invalidError(action: string): DmError {
+    return new DmError('SNAPSHOT_INVALID', 'EIO', `Cannot ${action}: the snapshot on ${this.cow.name} is invalid`, {
+      hint: 'its COW device ran full or failed; the origin is intact',
+    });
+  }
+
+  #fullError(): DmError {
+    return new DmError('COW_NO_SPACE', 'ENOSPC', `No space is left for the COW device ${this.cow.name}`, {
+      hint: 'free space where it is stored and repeat the operation; nothing is lost',
+    });
+  }
+
+  /** A write of `count` bytes, zeroes if `from` is absent, at `offset` into old chunk `old`, which has no exception. */
+  #writeFresh(old: number, offset: number, from: Uint8Array | undefined, start: number, count: number): Maybe {
+    const size = this.#chunkBytes;
+    const before = this.#pending.get(old) ?? (this.#copies >= this.threshold ? this.#room() : undefined);
+    if (before)
+      return before.then(() =>
+        from ? this.write(old * size + offset, from, start, count) : this.writeZeroes(old * size + offset, count, true),
+      );
+    const newChunk = this.store.allocate(old);
+    if (newChunk < 0) throw this.#overflow();
+    const to = bytes(newChunk * size);
+    let buffer: Uint8Array | undefined;
+    let wait: Maybe;
+    try {
+      if (count === size) wait = from ? this.cow.write(to, from, start, size) : this.cow.writeZeroes(to, size, true);
+      else {
+        // All of the chunk that the origin has; overlaid, so that the chunk is written once.
+        const length = Math.min(size, this.origin.size - old * size);
+        buffer = this.#take(size);
+        const own = buffer;
+        const overlay = () => {
+          if (from) own.set(from.subarray(start, start + count), offset);
+          else own.fill(0, offset, offset + count);
+          return this.cow.write(to, own, 0, length);
+        };
+        wait = this.origin.read(bytes(old * size), own, 0, length);
+        wait = wait ? wait.then(overlay) : overlay();
+      }
+    } catch (error) {
+      wait = Promise.reject(error);
+    }
+    if (wait) return this.#whenWritten(old, newChunk, 1, wait, buffer);
+    if (buffer) this.#give(buffer);
+    this.#settle(newChunk);
+    return this.#readsOn(old, old);
+  }
+
+  /** Extends an allocation of `from` for `old` over the chunks up to `last` that need and get a place right behind it. */
+  #allocateRun(old: number, from: number, last: number): number {
+    const most = Math.min(last - old + 1, this.threshold - this.#copies, Math.floor(COPY_BYTES / this.#chunkBytes));
+    let count = 1;
+    while (count < most) {
+      const next = old + count;
+      if (this.store.lookup(next) >= 0 || this.#pending.has(next)) break;
+      const to = this.store.allocate(next);
+      if (to < 0) break;
+      if (to !== from + count) {
+        this.store.settle(to, false);
+        break;
+      }
+      count++;
+    }
+    return count;
+  }
+
+  /** Copies `count` chunks out of the origin. Never rejects: a copy that fails costs the snapshot. */
+  #copyRun(old: number, newChunk: number, count: number): Maybe {
+    const size = this.#chunkBytes;
+    const length = Math.min(count * size, this.origin.size - old * size);
+    const buffer = this.#take(Math.max(size, length));
+    const to = bytes(newChunk * size);
+    let wait: Maybe;
+    try {
+      wait = this.origin.read(bytes(old * size), buffer, 0, length);
+      wait = wait ? wait.then(() => this.cow.write(to, buffer, 0, length)) : this.cow.write(to, buffer, 0, length);
+    } catch (error) {
+      wait = Promise.reject(error);
+    }
+    if (wait) return this.#whenWritten(old, newChunk, count, wait, buffer).catch(() => this.#becomeInvalid());
+    this.#give(buffer);
+    for (let i = 0; i < count; i++) this.#settle(newChunk + i);
+    return this.#readsOn(old, old + count - 1);
+  }
+
+  /** Settles `count` exceptions once `wait` has put their data on the COW device, and keeps others waiting until then. */
+  #whenWritten(old: number, newChunk: number, count: number, wait: Promise<void>, buffer?: Uint8Array): Promise<void> {
+    this.#copies += count;
+    const finish = (ok: boolean) => {
+      if (buffer) this.#give(buffer);
+      this.#copies -= count;
+      for (let i = 0; i < count; i++) this.#pending.delete(old + i);
+      // Last first: given up in that order, the chunks can be allocated again.
+      for (let i = count - 1; i >= 0; i--) if (!ok) this.store.settle(newChunk + i, false);
+      for (let i = 0; i < count; i++) if (ok) this.#settle(newChunk + i);
+      for (const go of this.#throttled.splice(0)) go();
+    };
+    const done = wait.then(
+      () => {
+        finish(true);
+        return this.store.valid ? this.#readsOn(old, old + count - 1) : Promise.reject(this.#invalidError('write'));
+      },
+      async (error) => {
+        finish(false);
+        if (error instanceof DmError && error.errno === 'ENOSPC') throw this.#fullError();
+        await this.#becomeInvalid();
+        throw new DmError(
+          'SNAPSHOT_INVALID',
+          'EIO',
+          `The snapshot on ${this.cow.name} became invalid: a chunk could not be copied`,
+          { cause: error },
+        );
+      },
+    );
+    const ended = done.then(
+      () => {},
+      () => {},
+    );
+    for (let i = 0; i < count; i++) this.#pending.set(old + i, ended);
+    return done;
+  }
+
+  #settle(newChunk: number): void {
+    this.store.settle(newChunk, true);
+    if (this.store.lastSettled - this.store.durableBelow >= COMMIT_AT) this.#commitSoon(0);
+    else this.#commitSoon(COMMIT_AFTER_MS);
+  }
+
+  #commitSoon(afterMs: number): void {
+    if (!this.store.persistent || (this.#timer && afterMs > 0)) return;
+    clearTimeout(this.#timer);
+    this.#timer = setTimeout(async () => {
+      this.#timer = undefined;
+      const result = this.store.valid && (await this.store.commit(this.store.lastSettled));
+      if (result === 'invalid') await this.#becomeInvalid();
+    }, afterMs);
+    this.#timer.unref();
+  }
+
+  /** A commit on behalf of an origin write: whatever went wrong costs the snapshot, so that the write can go ahead. */
+  async #afterCommit(result: Commit): Promise<void> {
+    if (result !== 'durable') await this.#becomeInvalid();
+  }
+
+  #overflow(): DmError {
+    if (this.overflows) {
+      this.overflowed = true;
+      return new DmError('SNAPSHOT_OVERFLOW', 'EIO', `Cannot write: no free chunk is left on ${this.cow.name}`, {
+        hint: 'enlarge the COW device, then remove the snapshot and create it again',
+      });
+    }
+    void this.#becomeInvalid();
+    return this.#invalidError('write');
+  }
+
+  /** Invalid in memory from here on; on disk, as far as that is possible, when the promise settles. Never rejects. */
+  #becomeInvalid(): Promise<void> {
+    if (this.#told) return this.store.invalidate().then(() => void (this.#marked = true));
+    this.#told = true;
+    if (this.store.persistent && this.store.lastSettled >= this.store.durableBelow) this.#lost = true;
+    const marking = this.store.invalidate().then(() => void (this.#marked = true));
+    this.onInvalid();
+    return marking;
+  }
+
+  #track(first: number, last: number, wait: Promise<void>): void {
+    const end = () => void this.#reads.delete(read);
+    const read: TrackedRead = { first, last, ended: wait.then(end, end) };
+    this.#reads.add(read);
+  }
+
+  #readsOn(first: number, last: number): Promise<void> | undefined {
+    if (this.#reads.size === 0) return undefined;
+    const waits: Promise<void>[] = [];
+    for (const read of this.#reads) if (read.first <= last && read.last >= first) waits.push(read.ended);
+    return waits.length > 0 ? every(waits) : undefined;
+  }
+
+  #room(): Promise<void> {
+    return new Promise((go) => this.#throttled.push(go));
+  }
+
+  #take(length: number): Uint8Array {
+    if (length !== this.#chunkBytes) return new Uint8Array(length);
+    return this.#buffers.pop() ?? new Uint8Array(length);
+  }
+
+  #give(buffer: Uint8Array): void {
+    if (buffer.length === this.#chunkBytes && this.#buffers.length < 64) this.#buffers.push(buffer);
+  }
+}

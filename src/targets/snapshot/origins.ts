@@ -1,0 +1,103 @@
+/**
+ * Who has to be asked before an origin is written. The link between an origin and its snapshots is the identity of the
+ * underlying device, nothing else, as in the kernel; devices are opened once, so the object is the identity.
+ */
+import type { BlockDevice, Maybe } from '../../device/block-device.ts';
+import { every } from '../../lib/wait.ts';
+import type { Bytes } from '../../units.ts';
+import type { Exceptions } from './exceptions.ts';
+
+/** A snapshot table, registered from load to removal. */
+export interface Member {
+  readonly cow: BlockDevice;
+  /** Absent while the table waits to take over another one's. */
+  readonly exceptions: Exceptions | undefined;
+  /** Has been resumed: writers of the origin copy for it. */
+  readonly active: boolean;
+  /** Bytes of the snapshot's table; what lies behind is not copied. */
+  readonly size: Bytes;
+}
+
+export class Origin {
+  readonly device: BlockDevice;
+  /** The largest chunks first, then in order of registration. */
+  #members: Member[] = [];
+  #writing = 0;
+  #idle: (() => void)[] = [];
+
+  constructor(device: BlockDevice) {
+    this.device = device;
+  }
+
+  get members(): readonly Member[] {
+    return this.#members;
+  }
+
+  add(member: Member): void {
+    this.#members.push(member);
+    this.sort();
+  }
+
+  remove(member: Member): void {
+    this.#members = this.#members.filter((other) => other !== member);
+  }
+
+  /** After a member took over exceptions, whose chunks may be larger. */
+  sort(): void {
+    this.#members.sort((a, b) => (b.exceptions?.chunkBytes ?? 0) - (a.exceptions?.chunkBytes ?? 0));
+  }
+
+  write(at: Bytes, from: Uint8Array, start: number, length: number): Maybe {
+    const wait = this.#protect(at, length);
+    if (wait) return this.#later(wait, at, length, () => this.device.write(at, from, start, length));
+    return this.#count(this.device.write(at, from, start, length));
+  }
+
+  writeZeroes(at: Bytes, length: number, mayUnmap: boolean): Maybe {
+    const wait = this.#protect(at, length);
+    if (wait) return this.#later(wait, at, length, () => this.device.writeZeroes(at, length, mayUnmap));
+    return this.#count(this.device.writeZeroes(at, length, mayUnmap));
+  }
+
+  /** Resolves when the writes that passed before a snapshot became active are on the device below. */
+  async settled(): Promise<void> {
+    if (this.#writing > 0) await new Promise<void>((resolve) => this.#idle.push(resolve));
+  }
+
+  #protect(at: Bytes, length: number): Promise<void> | undefined {
+    let waits: Promise<void>[] | undefined;
+    for (const { active, exceptions, size } of this.#members) {
+      if (!active || !exceptions || at >= size) continue;
+      const wait = exceptions.protect(at, Math.min(length, size - at));
+      if (wait) (waits ??= []).push(wait);
+    }
+    return waits && (waits.length === 1 ? waits[0] : every(waits));
+  }
+
+  /** Asks again after each wait: a copy has to be committed, a snapshot may have been added. */
+  async #later(first: Promise<void>, at: Bytes, length: number, write: () => Maybe): Promise<void> {
+    for (let wait: Promise<void> | undefined = first; wait; wait = this.#protect(at, length)) await wait;
+    await this.#count(write());
+  }
+
+  #count(wait: Maybe): Maybe {
+    if (!wait) return;
+    this.#writing++;
+    const end = () => {
+      if (--this.#writing === 0) for (const go of this.#idle.splice(0)) go();
+    };
+    wait.then(end, end);
+    return wait;
+  }
+}
+
+const origins = new WeakMap<BlockDevice, Origin>();
+
+export function originOf(device: BlockDevice): Origin {
+  let origin = origins.get(device);
+  if (!origin) origins.set(device, (origin = new Origin(device)));
+  return origin;
+}
+
+/** The tables over one COW device, of any origin. */
+export const cowUsers = new WeakMap<BlockDevice, Origin>();
