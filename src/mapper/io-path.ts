@@ -34,6 +34,7 @@ export class IoPath implements BlockDevice {
   #size = bytes(0);
   #holding = false;
   #held: Held[] = [];
+  #abandoned = false;
   #inFlight = 0;
   #drained: (() => void) | undefined;
 
@@ -130,9 +131,12 @@ export class IoPath implements BlockDevice {
   /** A mapped device is closed by its mapper. */
   async close(): Promise<void> {}
 
-  /** Requests that wait for a resume. */
-  protected get heldCount(): number {
-    return this.#held.length;
+  /** Fails the requests that are held, and all that would be: nothing will resume this device. */
+  abandon(): void {
+    this.#abandoned = true;
+    const held = this.#held;
+    this.#held = [];
+    for (const { operation, reject } of held) reject(this.#stopping(operation));
   }
 
   protected get live(): Table | undefined {
@@ -201,11 +205,16 @@ export class IoPath implements BlockDevice {
     start = 0,
     mayUnmap = false,
   ): Promise<T> {
+    if (this.#abandoned) throw this.#stopping(operation);
     if (!this.#holding)
       throw new DmError('NO_TABLE', 'EIO', `Cannot ${verbs[operation]} ${this.name}: it has no live table`);
     return new Promise<unknown>((resolve, reject) => {
       this.#held.push({ operation, at, length, buffer, start, mayUnmap, resolve, reject });
     }) as Promise<T>;
+  }
+
+  #stopping(operation: Operation): DmError {
+    return new DmError('SHUTDOWN', 'ESHUTDOWN', `Cannot ${verbs[operation]} ${this.name}: the mapper is stopping`);
   }
 
   #submit({ operation, at, length, buffer, start, mayUnmap }: Held): Maybe<unknown> {

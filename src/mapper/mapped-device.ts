@@ -51,6 +51,9 @@ export class MappedDevice extends IoPath {
   readAheadAsked: number | undefined;
   readAheadMinimum = false;
   note: string | undefined;
+  /** What could not be loaded after a restart, until another table is live. */
+  lostTable: TargetSpec[] | undefined;
+  lostReadOnly = false;
   /** A table was loaded once, so that the device can be opened by other tables. */
   loaded = false;
   #source: DeviceSource;
@@ -158,13 +161,15 @@ export class MappedDevice extends IoPath {
     });
   }
 
-  /** Ends the device: nobody has it open, its name is gone. The held requests fail. */
-  destroy(): Promise<void> {
+  /** Ends the device, which is marked `deleting`. Requests still held fail. `flush`: as a suspend does. */
+  destroy({ flush = false } = {}): Promise<void> {
     return this.#lock.run(async () => {
       const failures: unknown[] = [];
       const attempt = (step: Promise<void>) => step.catch((error) => failures.push(error));
       await this.#loading.run(() => attempt(this.clear()));
-      if (!this.#suspended) await attempt(this.#suspend({ nolockfs: true }));
+      if (flush) await attempt(this.#suspend({}));
+      // Again without a flush where that has failed.
+      await attempt(this.#suspend({ nolockfs: true }));
       const last = this.live;
       this.setLive(undefined);
       this.release();
@@ -303,6 +308,7 @@ export class MappedDevice extends IoPath {
     }
     if (this.size !== size) this.geometry = undefined;
     this.note = undefined;
+    this.lostTable = undefined;
     return previous;
   }
 

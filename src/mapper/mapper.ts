@@ -4,6 +4,7 @@
  */
 import type { BlockDevice } from '../device/block-device.ts';
 import { DmError } from '../errors.ts';
+import { splitWords } from '../targets/arguments.ts';
 import type { TargetType } from '../targets/target.ts';
 import { SECTOR } from '../units.ts';
 import type {
@@ -19,13 +20,13 @@ import type {
   TargetText,
   TargetVersion,
 } from './control.ts';
+import { byName, DeviceIndex } from './device-index.ts';
 import { type DeviceOpener, Devices, type Lease, type Mode } from './devices.ts';
 import { type DeviceSource, type Geometry, type InterruptibleOptions, MappedDevice } from './mapped-device.ts';
 import { targetTypes } from './registry.ts';
+import { inLoadOrder, type SavedDevice } from './saved-device.ts';
 import type { Table } from './table.ts';
 
-const NAME_BYTES_MAX = 127;
-const UUID_BYTES_MAX = 128;
 const MINORS = 2 ** 20;
 const MAJORS = 4096;
 
@@ -60,25 +61,24 @@ export class Mapper implements Control {
   readonly major: number;
   #types: readonly TargetType[];
   #devices: Devices;
-  #byName = new Map<string, MappedDevice>();
-  #byUuid = new Map<string, MappedDevice>();
-  #byMinor = new Map<number, MappedDevice>();
-  /** No minor below is free. */
-  #minorFloor = 0;
-  #onChange: NonNullable<MapperOptions['onChange']>;
+  #index: DeviceIndex;
+  #notify: NonNullable<MapperOptions['onChange']>;
+  /** While all devices come or go together. */
+  #quiet = false;
   #source: DeviceSource;
 
   constructor({ major = 254, opener, types = targetTypes, onChange = () => {} }: MapperOptions) {
     this.major = major;
     this.#types = types;
+    this.#index = new DeviceIndex(major);
     this.#devices = new Devices(opener);
-    this.#onChange = onChange;
+    this.#notify = onChange;
     this.#source = {
       major,
       types: new Map(types.map((type) => [type.name, type])),
       resolve: (argument, directory) => this.#resolve(argument, directory),
       claim: (key, mode, user) => this.#claim(key, mode, user),
-      event: (device) => void (device.deleting || this.#onChange('event', device)),
+      event: (device) => void this.#onChange('event', device),
       unused: (device) => this.#unused(device),
     };
   }
@@ -92,7 +92,7 @@ export class Mapper implements Control {
   }
 
   async list(options?: InactiveOption): Promise<DeviceInfo[]> {
-    return this.#sorted().map((device) => this.#info(device, options));
+    return this.#index.sorted().map((device) => this.#info(device, options));
   }
 
   async info(ref: DeviceRef, options?: InactiveOption): Promise<DeviceInfo> {
@@ -101,17 +101,13 @@ export class Mapper implements Control {
 
   async create(name: string, options: CreateOptions = {}): Promise<DeviceInfo> {
     const { uuid = '' } = options;
-    checkName(name);
-    checkUuid(uuid);
-    const minor = this.#freeMinor(options.minor);
-    if (this.#byName.has(name)) throw inUse('NAME', `name "${name}"`, `remove it first: dmkit dmsetup remove ${name}`);
-    if (uuid !== '' && this.#byUuid.has(uuid)) throw inUse('UUID', `uuid "${uuid}"`);
+    const minor = this.#index.freeMinor(options.minor);
+    this.#index.checkName(name);
+    this.#index.checkUuid(uuid);
     const device = new MappedDevice(this.#source, minor, name, uuid);
     if (options.readAhead !== undefined && options.readAhead >= 0) device.readAheadAsked = options.readAhead;
     device.readAheadMinimum = options.readAheadMinimum ?? false;
-    this.#byName.set(name, device);
-    if (uuid !== '') this.#byUuid.set(uuid, device);
-    this.#byMinor.set(minor, device);
+    this.#index.add(device);
     await this.#onChange('create', device);
     return this.#info(device);
   }
@@ -165,7 +161,7 @@ export class Mapper implements Control {
   async removeAll({ deferred = false }: { deferred?: boolean } = {}): Promise<void> {
     for (let again = true; again; ) {
       again = false;
-      for (const device of this.#sorted()) {
+      for (const device of this.#index.sorted()) {
         if (device.deleting) continue;
         if (device.openCount === 0) {
           await this.#remove(device);
@@ -179,19 +175,15 @@ export class Mapper implements Control {
   }
 
   async rename(ref: DeviceRef, newName: string): Promise<DeviceInfo> {
-    checkName(newName);
-    if (this.#byName.has(newName)) throw inUse('NAME', `name "${newName}"`);
+    this.#index.checkName(newName);
     const device = this.device(ref);
-    this.#byName.delete(device.storedName);
-    device.storedName = newName;
-    this.#byName.set(newName, device);
+    this.#index.rename(device, newName);
     return this.#renamed(device);
   }
 
   async setUuid(ref: DeviceRef, uuid: string): Promise<DeviceInfo> {
     if (uuid === '') throw new DmError('UUID_INVALID', 'EINVAL', 'Cannot set an empty uuid');
-    checkUuid(uuid);
-    if (this.#byUuid.has(uuid)) throw inUse('UUID', `uuid "${uuid}"`);
+    this.#index.checkUuid(uuid);
     const device = this.device(ref);
     if (device.uuid !== '')
       throw new DmError(
@@ -199,8 +191,7 @@ export class Mapper implements Control {
         'EINVAL',
         `Cannot set the uuid of ${device.storedName} to "${uuid}": it is "${device.uuid}" already, and stays so`,
       );
-    device.uuid = uuid;
-    this.#byUuid.set(uuid, device);
+    this.#index.setUuid(device, uuid);
     return this.#renamed(device);
   }
 
@@ -259,12 +250,7 @@ export class Mapper implements Control {
 
   /** The device itself, for I/O. ENXIO if there is none. Does not count as open: see `open`. */
   device(ref: DeviceRef): MappedDevice {
-    const device = this.#find(ref);
-    if (!device)
-      throw new DmError('NO_DEVICE', 'ENXIO', `Cannot find the mapped device ${describe(ref)}`, {
-        hint: 'look at: dmkit dmsetup ls',
-      });
-    return device;
+    return this.#index.get(ref);
   }
 
   /** Opens a device that has a live table: it is not removed until `close`. */
@@ -282,15 +268,102 @@ export class Mapper implements Control {
     };
   }
 
-  #find(ref: DeviceRef): MappedDevice | undefined {
-    if ('name' in ref) return this.#byName.get(ref.name);
-    if ('uuid' in ref) return ref.uuid === '' ? undefined : this.#byUuid.get(ref.uuid);
-    const device = ref.major === this.major ? this.#byMinor.get(ref.minor) : undefined;
-    return device?.deleting ? undefined : device;
+  /** ENXIO if there is no such device. */
+  save(ref: DeviceRef): SavedDevice {
+    const device = this.device(ref);
+    const live = device.liveTable;
+    return {
+      name: device.storedName,
+      uuid: device.uuid,
+      minor: device.minor,
+      table: live ? live.text('table').map(({ text, ...line }) => ({ ...line, args: text })) : device.lostTable,
+      readOnly: live ? live.readOnly : device.lostReadOnly,
+      suspended: device.suspended,
+      deferredRemove: device.deferredRemove,
+      eventNumber: device.eventNumber,
+      readAhead: device.readAheadAsked,
+      readAheadMinimum: device.readAheadMinimum,
+      geometry: device.geometry,
+      note: device.note,
+    };
   }
 
-  #sorted(): MappedDevice[] {
-    return [...this.#byName.values()].sort(byName);
+  /**
+   * Brings back what `save` told, into an empty mapper and without calling `onChange`. A device whose table cannot be
+   * loaded is there without one, with a note that says why; `save` still tells that table, so that the next restart
+   * tries again.
+   */
+  async restore(saved: readonly SavedDevice[]): Promise<void> {
+    this.#quiet = true;
+    try {
+      for (const { name, uuid, minor, readAhead, readAheadMinimum } of saved)
+        await this.create(name, { uuid, minor, readAhead, readAheadMinimum });
+      for (const device of inLoadOrder(saved, this.major)) await this.#restore(device);
+      for (const { name, deferredRemove } of saved)
+        if (deferredRemove && this.#index.named(name)) await this.remove({ name }, { deferred: true });
+    } finally {
+      this.#quiet = false;
+    }
+  }
+
+  /**
+   * Ends the process's use of all devices, upper ones first: what completed is flushed, requests that are held fail with
+   * ESHUTDOWN, every disk is closed. `onChange` is not called: the devices are to come back. Throws the first failure
+   * after everything else has been closed.
+   */
+  async close(): Promise<void> {
+    this.#quiet = true;
+    const failures: unknown[] = [];
+    const left = new Set(this.#index.sorted());
+    for (const device of left) {
+      device.deleting = true;
+      this.#index.hide(device);
+      device.wake();
+      device.abandon();
+    }
+    while (left.size > 0) {
+      const top = [...left].filter((device) => ![...device.users].some((user) => left.has(user)));
+      for (const device of top) {
+        await device.destroy({ flush: true }).catch((error) => {
+          // A flush that a suspended device below holds back; what lies below was flushed when that was suspended.
+          if (!(error instanceof DmError && error.errno === 'ESHUTDOWN')) failures.push(error);
+        });
+        this.#index.freeMinorOf(device);
+        left.delete(device);
+      }
+    }
+    if (failures.length > 0) throw failures[0];
+  }
+
+  async #restore(saved: SavedDevice): Promise<void> {
+    const device = this.device({ name: saved.name });
+    device.eventNumber = saved.eventNumber;
+    device.note = saved.note;
+    const volatile = this.#volatileNote(saved.table ?? []);
+    if (volatile !== undefined) device.note = volatile;
+    else if (saved.table)
+      try {
+        await device.load(saved.table, { readOnly: saved.readOnly });
+        await device.resume();
+      } catch (error) {
+        await device.clear();
+        device.lostTable = saved.table;
+        device.lostReadOnly = saved.readOnly;
+        device.note = `table not loaded after a restart: ${(error as Error).message}`;
+      }
+    device.geometry = saved.geometry;
+    if (saved.suspended) await device.suspend({ noflush: true, nolockfs: true });
+  }
+
+  #volatileNote(table: readonly TargetSpec[]): string | undefined {
+    for (const { type, args } of table) {
+      const note = this.#source.types.get(type)?.volatile?.(splitWords(args));
+      if (note !== undefined) return note;
+    }
+  }
+
+  async #onChange(kind: ChangeKind, device: MappedDevice): Promise<void> {
+    if (!this.#quiet && (kind === 'remove' || !device.deleting)) await this.#notify(kind, device);
   }
 
   #table(ref: DeviceRef, { inactive = false }: InactiveOption = {}): Table | undefined {
@@ -329,33 +402,16 @@ export class Mapper implements Control {
     return { major: Number(number[1]), minor: Number(number[2]), name: below.name };
   }
 
-  #freeMinor(asked: number | undefined): number {
-    if (asked !== undefined) {
-      if (!Number.isInteger(asked) || asked < 0 || asked >= MINORS || this.#byMinor.has(asked))
-        throw new DmError(
-          'MINOR_IN_USE',
-          'ENXIO',
-          `Cannot take the minor ${asked}: it is in use or not below ${MINORS}`,
-        );
-      return asked;
-    }
-    while (this.#byMinor.has(this.#minorFloor)) this.#minorFloor++;
-    if (this.#minorFloor >= MINORS) throw new DmError('MINOR_IN_USE', 'ENXIO', `All ${MINORS} minors are in use`);
-    return this.#minorFloor;
-  }
-
   /** The name is free from here on; the number when everything has been closed. */
   async #remove(device: MappedDevice): Promise<void> {
     device.deleting = true;
-    this.#byName.delete(device.storedName);
-    if (device.uuid !== '') this.#byUuid.delete(device.uuid);
+    this.#index.hide(device);
     if (device.liveTable) device.event();
     else device.wake();
     try {
       await device.destroy();
     } finally {
-      this.#byMinor.delete(device.minor);
-      this.#minorFloor = Math.min(this.#minorFloor, device.minor);
+      this.#index.freeMinorOf(device);
       await this.#onChange('remove', device);
     }
   }
@@ -393,7 +449,7 @@ export class Mapper implements Control {
       if (major === this.major) return this.device({ major, minor });
     }
     const name = argument.startsWith('/dev/mapper/') ? argument.slice('/dev/mapper/'.length) : argument;
-    return this.#byName.get(name) ?? this.#devices.identify(argument, directory);
+    return this.#index.named(name) ?? this.#devices.identify(argument, directory);
   }
 
   async #claim(key: unknown, mode: Mode, user: MappedDevice): Promise<Lease> {
@@ -426,31 +482,6 @@ function claimMapped(device: MappedDevice, mode: Mode, user: MappedDevice): Leas
     release: () => device.dropUser(user, claimed),
   };
 }
-
-const byName = (a: MappedDevice, b: MappedDevice) =>
-  Buffer.compare(Buffer.from(a.storedName), Buffer.from(b.storedName));
-
-function describe(ref: DeviceRef): string {
-  if ('name' in ref) return `"${ref.name}"`;
-  if ('uuid' in ref) return `with the uuid "${ref.uuid}"`;
-  return `${ref.major}:${ref.minor}`;
-}
-
-function checkName(name: string): void {
-  const reserved = name === '' || name === '.' || name === '..' || name === 'control';
-  if (reserved || /[/\0]/.test(name) || Buffer.byteLength(name) > NAME_BYTES_MAX)
-    throw new DmError('NAME_INVALID', 'EINVAL', `Cannot name a mapped device "${name}"`, {
-      hint: `1 to ${NAME_BYTES_MAX} bytes, without "/", and neither ".", ".." nor "control"`,
-    });
-}
-
-function checkUuid(uuid: string): void {
-  if (Buffer.byteLength(uuid) > UUID_BYTES_MAX || uuid.includes('\0'))
-    throw new DmError('UUID_INVALID', 'EINVAL', `Cannot take the uuid "${uuid}": at most ${UUID_BYTES_MAX} bytes`);
-}
-
-const inUse = (what: 'NAME' | 'UUID', text: string, hint?: string) =>
-  new DmError(`${what}_IN_USE`, 'EBUSY', `Cannot take the ${text}: another mapped device has it`, { hint });
 
 const badMessage = (device: MappedDevice, why: string) =>
   new DmError('MESSAGE_INVALID', 'EINVAL', `Cannot send a message to ${device.storedName}: ${why}`);

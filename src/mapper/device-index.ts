@@ -1,0 +1,129 @@
+/**
+ * Names, uuids and minors of the mapped devices: three indexes, each unique (Linux `dm-ioctl.c`). A device that is being
+ * removed has given back its name and uuid already, its minor only when everything below it is closed.
+ */
+import { DmError } from '../errors.ts';
+import type { DeviceRef } from './control.ts';
+import type { MappedDevice } from './mapped-device.ts';
+
+const NAME_BYTES_MAX = 127;
+const UUID_BYTES_MAX = 128;
+const MINORS = 2 ** 20;
+
+export class DeviceIndex {
+  readonly #major: number;
+  readonly #byName = new Map<string, MappedDevice>();
+  readonly #byUuid = new Map<string, MappedDevice>();
+  readonly #byMinor = new Map<number, MappedDevice>();
+  /** No minor below is free. */
+  #minorFloor = 0;
+
+  constructor(major: number) {
+    this.#major = major;
+  }
+
+  /** In ascending byte order of the stored name. */
+  sorted(): MappedDevice[] {
+    return [...this.#byName.values()].sort(byName);
+  }
+
+  named(name: string): MappedDevice | undefined {
+    return this.#byName.get(name);
+  }
+
+  /** Throws ENXIO if there is no such device. */
+  get(ref: DeviceRef): MappedDevice {
+    const device = this.#find(ref);
+    if (device) return device;
+    throw new DmError('NO_DEVICE', 'ENXIO', `Cannot find the mapped device ${describe(ref)}`, {
+      hint: 'look at: dmkit dmsetup ls',
+    });
+  }
+
+  /** The minor asked for, else the lowest one free. Throws ENXIO when it is in use or out of range. */
+  freeMinor(asked: number | undefined): number {
+    if (asked !== undefined) {
+      if (!Number.isInteger(asked) || asked < 0 || asked >= MINORS || this.#byMinor.has(asked))
+        throw new DmError(
+          'MINOR_IN_USE',
+          'ENXIO',
+          `Cannot take the minor ${asked}: it is in use or not below ${MINORS}`,
+        );
+      return asked;
+    }
+    while (this.#byMinor.has(this.#minorFloor)) this.#minorFloor++;
+    if (this.#minorFloor >= MINORS) throw new DmError('MINOR_IN_USE', 'ENXIO', `All ${MINORS} minors are in use`);
+    return this.#minorFloor;
+  }
+
+  /** Throws EINVAL for what can be no name, EBUSY for one in use. */
+  checkName(name: string): void {
+    checkName(name);
+    if (this.#byName.has(name)) throw inUse('NAME', `name "${name}"`, `remove it first: dmkit dmsetup remove ${name}`);
+  }
+
+  checkUuid(uuid: string): void {
+    checkUuid(uuid);
+    if (this.#byUuid.has(uuid)) throw inUse('UUID', `uuid "${uuid}"`);
+  }
+
+  add(device: MappedDevice): void {
+    this.#byName.set(device.storedName, device);
+    if (device.uuid !== '') this.#byUuid.set(device.uuid, device);
+    this.#byMinor.set(device.minor, device);
+  }
+
+  rename(device: MappedDevice, name: string): void {
+    this.#byName.delete(device.storedName);
+    device.storedName = name;
+    this.#byName.set(name, device);
+  }
+
+  setUuid(device: MappedDevice, uuid: string): void {
+    device.uuid = uuid;
+    this.#byUuid.set(uuid, device);
+  }
+
+  /** Nobody finds the device any more; its minor stays taken. */
+  hide(device: MappedDevice): void {
+    this.#byName.delete(device.storedName);
+    if (device.uuid !== '') this.#byUuid.delete(device.uuid);
+  }
+
+  freeMinorOf(device: MappedDevice): void {
+    this.#byMinor.delete(device.minor);
+    this.#minorFloor = Math.min(this.#minorFloor, device.minor);
+  }
+
+  #find(ref: DeviceRef): MappedDevice | undefined {
+    if ('name' in ref) return this.#byName.get(ref.name);
+    if ('uuid' in ref) return this.#byUuid.get(ref.uuid);
+    const device = ref.major === this.#major ? this.#byMinor.get(ref.minor) : undefined;
+    return device?.deleting ? undefined : device;
+  }
+}
+
+export const byName = (a: MappedDevice, b: MappedDevice) =>
+  Buffer.compare(Buffer.from(a.storedName), Buffer.from(b.storedName));
+
+function describe(ref: DeviceRef): string {
+  if ('name' in ref) return `"${ref.name}"`;
+  if ('uuid' in ref) return `with the uuid "${ref.uuid}"`;
+  return `${ref.major}:${ref.minor}`;
+}
+
+function checkName(name: string): void {
+  const reserved = name === '' || name === '.' || name === '..' || name === 'control';
+  if (reserved || /[/\0]/.test(name) || Buffer.byteLength(name) > NAME_BYTES_MAX)
+    throw new DmError('NAME_INVALID', 'EINVAL', `Cannot name a mapped device "${name}"`, {
+      hint: `1 to ${NAME_BYTES_MAX} bytes, without "/", and neither ".", ".." nor "control"`,
+    });
+}
+
+function checkUuid(uuid: string): void {
+  if (Buffer.byteLength(uuid) > UUID_BYTES_MAX || uuid.includes('\0'))
+    throw new DmError('UUID_INVALID', 'EINVAL', `Cannot take the uuid "${uuid}": at most ${UUID_BYTES_MAX} bytes`);
+}
+
+const inUse = (what: 'NAME' | 'UUID', text: string, hint?: string) =>
+  new DmError(`${what}_IN_USE`, 'EBUSY', `Cannot take the ${text}: another mapped device has it`, { hint });
