@@ -42,7 +42,7 @@ export async function openArgument(
 }
 
 /** The device as a word of a table line: its number, path or URI, blanks escaped so that it loads again. */
-export const deviceWord = (device: BlockDevice) => device.name.replace(/[ \t\n\v\f\r]/g, '\\$&');
+export const deviceWord = (device: Pick<BlockDevice, 'name'>) => device.name.replace(/[ \t\n\v\f\r]/g, '\\$&');
 
 /** Undoes `deviceWord` while it splits: words between white space, where a backslash-blank is part of the word. */
 export function splitWords(text: string): string[] {
