@@ -366,6 +366,21 @@ export class Mapper implements Control {
     if (!this.#quiet && (kind === 'remove' || !device.deleting)) await this.#notify(kind, device);
   }
 
+  /**
+   * Opens a disk that is no mapped device as tables do, so that it is the same object for all of them. To read, and to
+   * be released. EINVAL if `argument` names a mapped device: that is opened with `open`.
+   */
+  async lease(argument: string, directory?: string): Promise<Lease> {
+    const key = await this.#resolve(argument, directory);
+    if (key instanceof MappedDevice)
+      throw new DmError(
+        'MAPPED_DEVICE',
+        'EINVAL',
+        `Cannot take ${argument} for a disk: it is the mapped device ${key.storedName}`,
+      );
+    return this.#devices.lease(key as string, 'r');
+  }
+
   #table(ref: DeviceRef, { inactive = false }: InactiveOption = {}): Table | undefined {
     const device = this.device(ref);
     return inactive ? device.inactiveTable : device.liveTable;
