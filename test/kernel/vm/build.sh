@@ -68,7 +68,7 @@ cat >root/init <<INIT
 #!/bin/busybox sh
 /bin/busybox --install -s /bin
 export PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/ DM_DISABLE_UDEV=1
-mount -t proc proc /proc; mount -t sysfs sys /sys; mount -t devtmpfs dev /dev
+mount -t proc proc /proc; mount -t sysfs sys /sys; mount -t devtmpfs dev /dev; ln -s /proc/self/fd /dev/fd
 mount -t tmpfs -o size=80% tmp /tmp; mount -t tmpfs run /run
 mkdir -p /run/lock/lvm /dev/shm /etc/lvm
 for module in ${modules[*]}; do /usr/sbin/modprobe \$module; done

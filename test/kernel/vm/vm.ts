@@ -25,37 +25,34 @@ const SCRATCH = 16 * 2 ** 30;
 const ALIGN = 2 ** 20;
 const BOOT_LIMIT = 180_000;
 
-/** A stretch of the scratch disk that the guest sees as a device of exactly this size, `/dev/mapper/NAME`. */
+/** A stretch of the scratch disk, which the guest can have as a loop device of exactly this size. */
 export class KernelDisk {
-  readonly name: string;
-  readonly path: string;
   readonly sectors: number;
-  readonly offset: number;
   readonly #fd: number;
+  readonly #offset: number;
 
-  constructor(fd: number, name: string, sectors: number, offset: number) {
+  constructor(fd: number, sectors: number, offset: number) {
     this.#fd = fd;
-    this.name = name;
-    this.path = `/dev/mapper/${name}`;
     this.sectors = sectors;
-    this.offset = offset;
+    this.#offset = offset;
   }
 
-  /** Only while no script runs that has the device open: the guest's caches end with the last close. */
+  /** The shell command that makes it `/dev/loopN`. The guest's caches end when it is detached. */
+  attach(number: number): string {
+    const where = `--offset ${this.#offset} --sizelimit ${this.sectors * 512}`;
+    return `losetup --direct-io=on ${where} /dev/loop${number} /dev/vda`;
+  }
+
+  /** Only while it is not attached, as `read`. */
   write(content: Uint8Array): void {
-    if (content.length !== this.sectors * 512) throw new Error(`${this.name} takes ${this.sectors * 512} bytes`);
-    writeSync(this.#fd, content, 0, content.length, this.offset);
+    if (content.length !== this.sectors * 512) throw new Error(`The disk takes ${this.sectors * 512} bytes`);
+    writeSync(this.#fd, content, 0, content.length, this.#offset);
   }
 
   read(): Buffer {
     const content = Buffer.alloc(this.sectors * 512);
-    readSync(this.#fd, content, 0, content.length, this.offset);
+    readSync(this.#fd, content, 0, content.length, this.#offset);
     return content;
-  }
-
-  /** The shell command that makes the device inside the guest. */
-  get create(): string {
-    return `dmsetup create ${this.name} --table "0 ${this.sectors} linear /dev/vda ${this.offset / 512}"`;
   }
 }
 
@@ -89,9 +86,11 @@ export class Kernel {
     ftruncateSync(scratch, SCRATCH);
     const machine = ['-accel', 'tcg,thread=multi', '-cpu', 'max', '-m', '1024', '-smp', '2', '-display', 'none'];
     const boot = ['-kernel', join(cache, 'vmlinuz'), '-initrd', join(cache, 'initrd.img'), '-no-reboot'];
+    // setpriv: a test run that is killed leaves no machine behind.
     const child = spawn(
-      'qemu-system-x86_64',
+      'setpriv',
       [
+        ...['--pdeathsig', 'KILL', 'qemu-system-x86_64'],
         ...[...machine, ...boot, '-append', 'console=ttyS0 quiet panic=-1 mitigations=off'],
         ...['-serial', `file:${join(folder, 'console.txt')}`, '-serial', 'stdio'],
         ...['-drive', `file=${disk},format=raw,if=virtio,cache=unsafe,discard=unmap`],
@@ -110,11 +109,14 @@ export class Kernel {
     return kernel;
   }
 
-  disk(name: string, sectors: number): KernelDisk {
+  /** Zeroes, where there is no content. */
+  disk(sectors: number, content?: Uint8Array): KernelDisk {
     const offset = this.#used;
     this.#used += Math.ceil((sectors * 512) / ALIGN) * ALIGN;
     if (this.#used > SCRATCH) throw new Error('The scratch disk is used up');
-    return new KernelDisk(this.#scratch, name, sectors, offset);
+    const disk = new KernelDisk(this.#scratch, sectors, offset);
+    if (content) disk.write(content);
+    return disk;
   }
 
   /** Runs a bash script as the guest's root; resolves with all it printed, rejects when its exit status is not 0. */
@@ -135,6 +137,11 @@ export class Kernel {
   /** A file for the guest, which finds it as `/job/NAME`. */
   share(name: string, content: Uint8Array | string): void {
     writeFileSync(join(this.#folder, name), content);
+  }
+
+  /** What a script left as `/job/NAME`. */
+  shared(name: string): Buffer {
+    return readFileSync(join(this.#folder, name));
   }
 
   async close(): Promise<void> {
