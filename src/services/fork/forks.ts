@@ -1,0 +1,378 @@
+/**
+ * Forks: a snapshot of an image over a COW file, and beside it one `snapshot-origin` device for each image, so that
+ * writes to the image through dmkit leave its forks as they are (dm-snapshot.md 9.1):
+ *
+ *     suspend the origin's devices   create, load and resume the snapshot   resume them      the moment of the fork
+ *     suspend them                   remove the snapshot                    resume them      drop
+ */
+import { randomUUID } from 'node:crypto';
+import { basename, dirname, join, resolve } from 'node:path';
+import { DmError } from '../../errors.ts';
+import { isNbdUri } from '../../formats/nbd/uri.ts';
+import { Lock } from '../../lib/lock.ts';
+import type { DeviceInfo } from '../../mapper/control.ts';
+import type { Lease } from '../../mapper/devices.ts';
+import type { Mapper } from '../../mapper/mapper.ts';
+import { deviceWord, splitWords } from '../../targets/arguments.ts';
+import { type Bytes, SECTOR } from '../../units.ts';
+import { cowSizeFor, createCowFile, deleteCowFile, existingCow, growCowFile } from './cow-file.ts';
+import { compare } from './diff.ts';
+import type { Diff, DiffOptions, Dropped, Fork, ForkControl, ForkOptions, Volume } from './fork-control.ts';
+import { imageFormat, notRaw } from './image.ts';
+
+/** Bytes; the kernel's default. */
+const CHUNK_SIZE = 16384;
+const CHUNK_SIZE_MIN = 4096;
+
+/** What the tables do not say. Found by uuid, so that it follows a device through renames and restarts. */
+export interface ForkRecord {
+  uuid: string;
+  role: 'fork' | 'origin';
+  /** The image, as the device below names itself. */
+  image: string;
+  /** Absent when transient. */
+  cow?: string;
+  /** The fork made the COW file, so dropping it deletes the file. */
+  owned?: boolean;
+}
+
+interface CowFile {
+  path: string;
+  chunkSize: number;
+  /** False: it was there and was opened again. */
+  made: boolean;
+}
+
+export interface ForksOptions {
+  mapper: Mapper;
+  records?: ForkRecord[];
+  /** The records have changed; settles when they are durable. */
+  save?(): Promise<void>;
+  /** The NBD URI of a device; absent where none is served. */
+  uri?(name: string): string | undefined;
+}
+
+export class Forks implements ForkControl {
+  readonly #mapper: Mapper;
+  readonly #save: () => Promise<void>;
+  readonly #uri: (name: string) => string | undefined;
+  readonly #lock = new Lock();
+  #records: ForkRecord[];
+
+  constructor({ mapper, records = [], save = async () => {}, uri = () => undefined }: ForksOptions) {
+    this.#mapper = mapper;
+    this.#records = records;
+    this.#save = save;
+    this.#uri = uri;
+  }
+
+  /** To be kept over a restart. */
+  get records(): readonly ForkRecord[] {
+    return this.#records;
+  }
+
+  fork(image: string, name: string, options: ForkOptions = {}): Promise<Fork> {
+    return this.#lock.run(async () => {
+      checkName(name);
+      const lease = await this.#openImage(image, options);
+      try {
+        return await this.#fork(lease, name, options);
+      } finally {
+        await lease.release();
+      }
+    });
+  }
+
+  async volumes(): Promise<Volume[]> {
+    return Promise.all((await this.#mapper.list()).map((info) => this.#volume(info)));
+  }
+
+  async diff(name: string, { start = 0 }: DiffOptions = {}): Promise<Diff> {
+    const open = this.#mapper.open({ name });
+    try {
+      const snapshot = await this.#snapshot(name);
+      const origin = open.device.liveTable!.devices[0].device;
+      return await compare({ name, origin, snapshot: open.device, chunkSize: snapshot.chunkSize, start });
+    } finally {
+      await open.close();
+    }
+  }
+
+  drop(name: string, { keepCow = false }: { keepCow?: boolean } = {}): Promise<Dropped> {
+    return this.#lock.run(async () => {
+      const info = await this.#mapper.info({ name });
+      const record = this.#recordOf(info, 'fork');
+      // Without a live table nobody can tell what it was; the record can.
+      const image = record?.image ?? (await this.#snapshot(name)).origin;
+      const origins = await this.#originsOf(image);
+      await this.#whileSuspended(origins, () => this.#mapper.remove({ name }));
+      this.#records = this.#records.filter((other) => other !== record);
+
+      const dropped: Dropped = { name };
+      if (record?.cow) {
+        if (record.owned && !keepCow) {
+          if (await deleteCowFile(record.cow)) dropped.deleted = record.cow;
+        } else dropped.kept = record.cow;
+      }
+      dropped.originRemoved = await this.#removeOrigin(image);
+      await this.#save();
+      return dropped;
+    });
+  }
+
+  async #openImage(image: string, { raw = false, directory = process.cwd() }: ForkOptions): Promise<Lease> {
+    try {
+      if (!raw && !isNbdUri(image)) {
+        const path = resolve(directory, image);
+        // What cannot be read so may still be a mapped device, or fails below with a better message.
+        const format = await imageFormat(path).catch(() => undefined);
+        if (format) throw notRaw(path, format);
+      }
+      return await this.#mapper.lease(image, directory);
+    } catch (error) {
+      if (error instanceof DmError && error.code === 'MAPPED_DEVICE')
+        throw new DmError('FORK_MAPPED', 'EINVAL', `Cannot fork ${image}: it is a mapped device, not an image`, {
+          hint: 'fork the image below it; or stack a snapshot on it yourself: dmkit dmsetup create',
+        });
+      throw error;
+    }
+  }
+
+  async #fork({ device }: Lease, name: string, options: ForkOptions): Promise<Fork> {
+    const { size } = device;
+    const image = device.name;
+    if (size === 0)
+      throw new DmError('IMAGE_EMPTY', 'EINVAL', `Cannot fork ${image}: it has 0 bytes`, {
+        hint: `give it a size: truncate -s 1G ${image}`,
+      });
+    const wanted = options.chunkSize ?? CHUNK_SIZE;
+    if (!Number.isInteger(Math.log2(wanted)) || wanted < CHUNK_SIZE_MIN)
+      throw new DmError('FORK_CHUNK_SIZE', 'EINVAL', `Cannot fork ${image} in chunks of ${wanted} bytes`, {
+        hint: `a power of two from ${CHUNK_SIZE_MIN} on: --chunk 16k`,
+      });
+    // Taken now, so that nothing is made on disk for a name that is in use.
+    const uuid = `dmkit-fork-${randomUUID()}`;
+    await this.#mapper.create(name, { uuid });
+    let cow: CowFile | undefined;
+    let origin: { name: string; made: boolean } | undefined;
+    try {
+      cow = await this.#cow(image, size, name, wanted, options);
+      const type = options.transient ? 'N' : options.cowSize === undefined ? 'P' : 'PO';
+      const table = {
+        start: 0,
+        length: size / SECTOR,
+        type: 'snapshot',
+        args: `${deviceWord({ name: image })} ${deviceWord({ name: cow.path })} ${type} ${cow.chunkSize / SECTOR}`,
+      };
+      origin = await this.#origin(image, size);
+      await this.#whileSuspended(await this.#originsOf(image), async () => {
+        await this.#mapper.load({ name }, [table]);
+        if (options.transient) await deleteCowFile(cow!.path);
+        // Before the device is live: a crash in between leaves a record too many, never a COW file that nobody knows.
+        this.#records.push(
+          options.transient
+            ? { uuid, role: 'fork', image }
+            : { uuid, role: 'fork', image, cow: cow!.path, owned: cow!.made },
+        );
+        await this.#mapper.resume({ name });
+      });
+    } catch (error) {
+      this.#records = this.#records.filter((record) => record.uuid !== uuid);
+      await this.#mapper.remove({ name }).catch(() => {});
+      if (cow?.made) await deleteCowFile(cow.path).catch(() => {});
+      if (origin?.made) await this.#removeOrigin(image);
+      throw error;
+    }
+    await this.#save();
+    const originInfo = await this.#mapper.info({ name: origin.name });
+    return {
+      name,
+      image,
+      origin: origin.name,
+      originReadOnly: originInfo.readOnly,
+      cow: options.transient ? undefined : cow.path,
+      size,
+      chunkSize: cow.chunkSize,
+      reopened: !cow.made,
+      uri: this.#uri(name),
+      originUri: this.#uri(origin.name),
+    };
+  }
+
+  /** The COW file, made or opened again. */
+  async #cow(
+    image: string,
+    size: Bytes,
+    name: string,
+    wanted: number,
+    { cow, cowSize, chunkSize, transient, directory = process.cwd() }: ForkOptions,
+  ): Promise<CowFile> {
+    // Not beside a block device or a URI: /dev lies in memory.
+    const beside = image.startsWith('/') && !image.startsWith('/dev/') ? dirname(image) : directory;
+    const path = resolve(directory, cow ?? join(beside, `${name}.cow`));
+    const room = cowSize === undefined ? cowSizeFor(size, wanted) : Math.floor(cowSize / SECTOR) * SECTOR;
+    if (room < 3 * wanted)
+      throw new DmError('FORK_COW_SIZE', 'EINVAL', `Cannot make a COW file of ${room} bytes: a store takes 3 chunks`, {
+        hint: `--size ${3 * wanted} or more`,
+      });
+    if (await createCowFile(path, room as Bytes)) return { path, chunkSize: wanted, made: true };
+    if (transient)
+      throw new DmError('FORK_COW_EXISTS', 'EEXIST', `Cannot make the COW file ${path}: the file exists`, {
+        hint: 'a transient fork needs a file of its own: give another with --cow',
+      });
+    const lease = await this.#mapper.lease(path);
+    try {
+      const found = await existingCow(path, lease.device, size);
+      if (chunkSize !== undefined && chunkSize !== found)
+        throw new DmError(
+          'FORK_CHUNK_SIZE',
+          'EINVAL',
+          `Cannot open ${path} again in chunks of ${chunkSize} bytes: its store has chunks of ${found}`,
+          { hint: 'leave out --chunk' },
+        );
+      await growCowFile(path, cowSizeFor(size, found));
+      return { path: lease.device.name, chunkSize: found, made: false };
+    } finally {
+      await lease.release();
+    }
+  }
+
+  /** The origin device of an image; made if there is none. */
+  async #origin(image: string, size: Bytes): Promise<{ name: string; made: boolean }> {
+    const known = (await this.#originsOf(image))[0];
+    if (known) return { name: known.name, made: false };
+    const names = new Set((await this.#mapper.list()).map((info) => info.name));
+    const name = originNames(image).find((candidate) => !names.has(candidate))!;
+    const uuid = `dmkit-origin-${randomUUID()}`;
+    this.#records.push({ uuid, role: 'origin', image });
+    try {
+      await this.#mapper.create(name, { uuid });
+      const table = { start: 0, length: size / SECTOR, type: 'snapshot-origin', args: deviceWord({ name: image }) };
+      await this.#mapper.load({ name }, [table]);
+      // An image that cannot be written was opened to be read, and says so.
+      const below = this.#mapper.device({ name }).inactiveTable?.devices[0].device;
+      if (below?.readOnly) await this.#mapper.load({ name }, [table], { readOnly: true });
+      await this.#mapper.resume({ name });
+    } catch (error) {
+      this.#records = this.#records.filter((record) => record.uuid !== uuid);
+      await this.#mapper.remove({ name }).catch(() => {});
+      throw error;
+    }
+    return { name, made: true };
+  }
+
+  /** Removes the origin device that a fork made, when no snapshot of the image is left and nobody has it open. */
+  async #removeOrigin(image: string): Promise<string | undefined> {
+    const list = await this.#mapper.list();
+    for (const info of list) if ((await this.#isOver(info, 'snapshot', image)) !== false) return undefined;
+    if (
+      this.#records.some(
+        ({ role, image: other, uuid }) => role === 'fork' && other === image && list.some((info) => info.uuid === uuid),
+      )
+    )
+      return undefined;
+    const record = this.#records.find((entry) => entry.role === 'origin' && entry.image === image);
+    const info = record && list.find(({ uuid }) => uuid === record.uuid);
+    if (!info || info.openCount > 0) return undefined;
+    await this.#mapper.remove({ name: info.name });
+    this.#records = this.#records.filter((entry) => entry !== record);
+    return info.name;
+  }
+
+  /** Every mapped device through which the image is written. */
+  async #originsOf(image: string): Promise<DeviceInfo[]> {
+    const origins: DeviceInfo[] = [];
+    for (const info of await this.#mapper.list())
+      if (await this.#isOver(info, 'snapshot-origin', image)) origins.push(info);
+    return origins;
+  }
+
+  /** The device has a live target of this type whose first argument is the image. */
+  async #isOver(info: DeviceInfo, type: string, image: string): Promise<boolean> {
+    const targets = await this.#mapper.table({ name: info.name });
+    return targets.some((target) => target.type === type && splitWords(target.text)[0] === image);
+  }
+
+  async #whileSuspended(origins: readonly DeviceInfo[], work: () => Promise<void>): Promise<void> {
+    const suspended: string[] = [];
+    try {
+      for (const { name, suspended: already } of origins) {
+        if (already) continue;
+        await this.#mapper.suspend({ name });
+        suspended.push(name);
+      }
+      await work();
+    } finally {
+      for (const name of suspended) await this.#mapper.resume({ name });
+    }
+  }
+
+  /** Throws NO_SNAPSHOT unless the device is one snapshot and nothing else. */
+  async #snapshot(name: string): Promise<{ origin: string; cow: string; chunkSize: number }> {
+    const targets = await this.#mapper.table({ name });
+    const words = splitWords(targets[0]?.text ?? '');
+    if (targets.length !== 1 || targets[0].type !== 'snapshot')
+      throw new DmError('NO_SNAPSHOT', 'EINVAL', `${name} is no snapshot: ${targets[0]?.type ?? 'it has no table'}`, {
+        hint: 'look at: dmkit ls',
+      });
+    return { origin: words[0], cow: words[1], chunkSize: Number(words[3]) * SECTOR };
+  }
+
+  #recordOf(info: DeviceInfo, role: ForkRecord['role']): ForkRecord | undefined {
+    return info.uuid === ''
+      ? undefined
+      : this.#records.find((record) => record.uuid === info.uuid && record.role === role);
+  }
+
+  async #volume(info: DeviceInfo): Promise<Volume> {
+    const { name, size, readOnly, openCount, note } = info;
+    const tables = await this.#mapper.table({ name });
+    const [status] = await this.#mapper.status({ name });
+    const volume: Volume = {
+      name,
+      type: [...new Set(tables.map(({ type }) => type))].join(','),
+      size,
+      state: !info.live ? 'no table' : info.suspended ? 'suspended' : 'active',
+      readOnly,
+      openCount,
+      note,
+    };
+    if (info.live) volume.uri = this.#uri(name);
+    const [table] = tables;
+    if (!table) {
+      const record = this.#recordOf(info, 'fork') ?? this.#recordOf(info, 'origin');
+      if (record) Object.assign(volume, { origin: record.image, cow: record.cow });
+    } else if (table.type === 'snapshot') {
+      [volume.origin, volume.cow] = splitWords(table.text);
+      const usage = /^(\d+)\/\d+ (\d+)$/.exec(status.text);
+      if (usage) volume.used = (Number(usage[1]) - Number(usage[2])) * SECTOR;
+      else volume.state = status.text;
+    } else if (table.type === 'snapshot-origin') [volume.origin] = splitWords(table.text);
+    return volume;
+  }
+}
+
+/** What the fork of `disk.img` calls its origin: `disk`, else `disk-origin`, `disk-origin2`, … */
+function* candidates(image: string): Generator<string> {
+  const plain = basename(image.replace(/[?#].*$/s, '').replace(/\/+$/, ''))
+    .replace(/\.[^.]*$/, '')
+    .replace(/[^0-9A-Za-z#+\-.:=@_]/g, '_')
+    .slice(0, 100);
+  const usable = plain === '' || plain === '.' || plain === '..' || plain === 'control' ? 'image' : plain;
+  yield usable;
+  for (let number = 1; ; number++) yield `${usable}-origin${number === 1 ? '' : number}`;
+}
+
+const originNames = (image: string) => ({
+  find(accept: (name: string) => boolean): string | undefined {
+    for (const name of candidates(image)) if (accept(name)) return name;
+  },
+});
+
+/** Names of forks end in file names, URIs and shell lines: only what needs no escape anywhere. */
+function checkName(name: string): void {
+  if (/^[0-9A-Za-z_@][0-9A-Za-z#+\-.:=@_]{0,126}$/.test(name) && name !== 'control') return;
+  throw new DmError('FORK_NAME', 'EINVAL', `Cannot name a fork ${JSON.stringify(name)}`, {
+    hint: 'letters, digits and # + - . : = @ _, beginning with a letter or digit, at most 127',
+  });
+}
