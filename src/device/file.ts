@@ -1,10 +1,11 @@
 import fs from 'node:fs';
-import { DmError, fromSystem } from '../errors.ts';
+import { DmError, errnoNumber, fromSystem } from '../errors.ts';
 import { PUNCH_HOLE, SEEK_DATA, SEEK_HOLE, system, ZERO_RANGE } from '../lib/system.ts';
 import { type Bytes, bytes, SECTOR } from '../units.ts';
 import type { Extent, Maybe } from './block-device.ts';
+import { locate } from './locate.ts';
 import { inUse, lock } from './lock.ts';
-import { type OpenFile, PosixDevice } from './posix-device.ts';
+import { type OpenFile, openPath, PosixDevice } from './posix-device.ts';
 
 const EXTENTS_MAX = 1024;
 /** include/uapi/linux/magic.h */
@@ -16,11 +17,12 @@ export class FileDevice extends PosixDevice {
   #canDiscard: boolean;
 
   /**
-   * Opens the regular file at `path`, which must be canonical. Throws DmError: DEVICE_IN_USE (EBUSY) when another
-   * process has it locked, FILE_SIZE (EINVAL) when its size is not a multiple of 512, or the error of open(2).
+   * Opens a regular file. Throws DmError: DEVICE_IN_USE (EBUSY) when another process has it locked, FILE_SIZE (EINVAL)
+   * when its size is not a multiple of 512, or the error of open(2).
    */
-  static async open(path: string, mode: 'r' | 'rw'): Promise<FileDevice> {
-    const fd = openPath(path, mode);
+  static async open(argument: string, mode: 'r' | 'rw'): Promise<FileDevice> {
+    const { path } = await locate(argument);
+    const fd = await openPath(path, mode);
     try {
       const stat = fs.fstatSync(fd, { bigint: true });
       if (!stat.isFile()) throw new DmError('NOT_A_DISK', 'ENODEV', `Cannot open ${path}: it is not a regular file`);
@@ -73,8 +75,9 @@ export class FileDevice extends PosixDevice {
   /** Where the next data or hole begins, at most `end`. A sector that is part data counts as data. */
   #next(whence: number, from: number, end: number): number {
     const found = this.system!.seek(this.fd, from, whence);
-    // ENXIO: no data up to the end of the file. Any other failure: taken as data throughout.
-    if (found < 0) return whence === SEEK_DATA ? end : end;
+    if (found === -errnoNumber('ENXIO')) return end;
+    // The filesystem cannot say: data from here on.
+    if (found < 0) return whence === SEEK_DATA ? from : end;
     const edge = whence === SEEK_DATA ? Math.floor(found / SECTOR) : Math.ceil(found / SECTOR);
     return Math.min(edge * SECTOR, end);
   }
@@ -99,7 +102,7 @@ export class FileDevice extends PosixDevice {
   }
 
   protected override async reopen(): Promise<number> {
-    const fd = openPath(this.path, 'rw');
+    const fd = await openPath(this.path, 'rw');
     try {
       const stat = fs.fstatSync(fd, { bigint: true });
       const now = fs.fstatSync(this.fd, { bigint: true });
@@ -124,16 +127,6 @@ export class FileDevice extends PosixDevice {
       fs.closeSync(fd);
       throw fromSystem(error, `Cannot open ${this.path} for writing`);
     }
-  }
-}
-
-/** O_NONBLOCK: if a fifo has taken the path's place, do not wait for its other end. */
-function openPath(path: string, mode: 'r' | 'rw'): number {
-  const { O_RDWR, O_RDONLY, O_NONBLOCK } = fs.constants;
-  try {
-    return fs.openSync(path, (mode === 'rw' ? O_RDWR : O_RDONLY) | O_NONBLOCK);
-  } catch (error) {
-    throw fromSystem(error, `Cannot open ${path}${mode === 'rw' ? ' for writing' : ''}`);
   }
 }
 

@@ -9,8 +9,10 @@ import { FlushGroup } from './flush-group.ts';
 
 /** Longer requests go through a thread, so that one copy does not hold up everyone else's requests. */
 const INLINE_MAX = 1 << 20;
-/** What is written at once where zeroes must be written out. */
-const zeroes = new Uint8Array(1 << 20);
+/** Zeroes up to this length that must stay allocated are written like data. */
+const ZEROES_INLINE_MAX = 1 << 16;
+/** What is written at a time where zeroes must be written out. */
+const zeroes = new Uint8Array(INLINE_MAX);
 
 export interface OpenFile {
   fd: number;
@@ -160,12 +162,18 @@ export abstract class PosixDevice implements BlockDevice {
 
   discard(at: Bytes, length: number): Maybe {
     this.checkWrite('discard', at, length);
-    if (!this.canDiscard) throw this.failure('discard', at, length, { code: 'EOPNOTSUPP' });
+    if (!this.canDiscard)
+      throw new DmError(
+        'CANNOT_DISCARD',
+        'EOPNOTSUPP',
+        `Cannot discard on ${this.name}: what holds it cannot give space back`,
+      );
     return this.#change('discard', at, length, this.discardRange(at, length));
   }
 
   writeZeroes(at: Bytes, length: number, mayUnmap: boolean): Maybe {
     this.checkWrite('zero', at, length);
+    if (!mayUnmap && length <= ZEROES_INLINE_MAX) return this.write(at, zeroes, 0, length);
     return this.#change('zero', at, length, this.#zero(at, length, mayUnmap));
   }
 
@@ -245,8 +253,6 @@ export abstract class PosixDevice implements BlockDevice {
           cause: error,
         },
       );
-    if (code === 'EOPNOTSUPP')
-      return new DmError('CANNOT_DISCARD', 'EOPNOTSUPP', `${attempted}: ${errnoText('EOPNOTSUPP')}`, { cause: error });
     return fromSystem(error, attempted);
   }
 
@@ -262,6 +268,17 @@ export abstract class PosixDevice implements BlockDevice {
 /** The disk is there, but must not be written: by permission, a read-only filesystem, or a read-only disk. */
 export const isForbidden = (error: unknown) =>
   error instanceof DmError && ['EACCES', 'EPERM', 'EROFS'].includes(error.errno);
+
+/** Opens a disk. A writer adds `writerFlags`. O_NONBLOCK: if a fifo has taken the path's place, do not wait for its end. */
+export async function openPath(path: string, mode: 'r' | 'rw', writerFlags = 0): Promise<number> {
+  const { O_RDWR, O_RDONLY, O_NONBLOCK } = fs.constants;
+  const flags = (mode === 'rw' ? O_RDWR | writerFlags : O_RDONLY) | O_NONBLOCK;
+  try {
+    return await onThread<number>((settle) => fs.open(path, flags, settle));
+  } catch (error) {
+    throw fromSystem(error, `Cannot open ${path}${mode === 'rw' ? ' for writing' : ''}`);
+  }
+}
 
 /** A write of nothing would be tried for ever. */
 function progress(count: number): number {

@@ -40,7 +40,7 @@ export interface System {
    * read that may wait tells why), and `NEVER` when the filesystem cannot say.
    */
   readCached(fd: number, at: number, into: Uint8Array, start: number, length: number): number;
-  /** The offset found, or -1 where there is none (ENXIO) or the file cannot say (EINVAL). */
+  /** The offset found, or a negative errno: -ENXIO where there is none, -EINVAL when the file cannot say. */
   seek(fd: number, at: number, whence: number): number;
   /** Runs on a thread: a journal or a disk may hold it up. */
   fallocate(fd: number, mode: number, at: number, length: number): Promise<void>;
@@ -146,7 +146,10 @@ function load(): System | null {
       if (count >= 0) return count;
       return koffi.errno() === EOPNOTSUPP ? NEVER : MUST_WAIT;
     },
-    seek: (fd, at, whence) => lseek(fd, at, whence),
+    seek(fd, at, whence) {
+      const found = lseek(fd, at, whence);
+      return found >= 0 ? found : -koffi.errno();
+    },
     fallocate: (fd, mode, at, length) => onThread('fallocate', fallocate, fd, mode, at, length),
     lock(fd, operation) {
       if (flock(fd, operation | LOCK_NB) === 0) return true;
