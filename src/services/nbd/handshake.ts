@@ -125,7 +125,8 @@ class Handshake {
       const data = await this.#reader.take(length);
       if (!data) throw violation('disconnected in the middle of an option');
       if (option === OPT.ABORT) {
-        await this.#send(optionReply(option, REP.ACK));
+        // Many a client does not wait for it.
+        await this.#send(optionReply(option, REP.ACK)).catch(() => {});
         return undefined;
       }
       const session = await this.#answer(option, data);

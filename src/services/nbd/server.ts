@@ -1,5 +1,5 @@
 /** The NBD server: listeners, connections, and what each connection may cost. */
-import { mkdtemp, rename, rm } from 'node:fs/promises';
+import { chmod, mkdtemp, rename, rm } from 'node:fs/promises';
 import { connect, createServer, type Server, type Socket } from 'node:net';
 import { dirname, join } from 'node:path';
 import type { BlockDevice } from '../../device/block-device.ts';
@@ -78,6 +78,7 @@ export class NbdServer {
       const born = join(nursery, 's');
       if (Buffer.byteLength(born) > SOCKET_PATH_MAX) throw new Error('the path is too long for a socket');
       const server = await this.#listen({ path: born }, attempted);
+      await chmod(born, 0o600);
       await rename(born, path);
       this.#listeners.set(server, path);
     } catch (error) {

@@ -24,29 +24,21 @@ import {
   CMD,
   CMD_FLAG,
   REQUEST_MAGIC,
-  SIMPLE_REPLY_MAGIC,
   STRUCTURED_REPLY_MAGIC,
 } from '../../formats/nbd/constants.ts';
 import { toWire } from '../../formats/nbd/errors.ts';
-import {
-  CHUNK_HEADER_SIZE,
-  chunkHeader,
-  errorChunk,
-  REQUEST_SIZE,
-  requestHeader,
-  SIMPLE_REPLY_SIZE,
-} from '../../formats/nbd/transmission.ts';
+import { CHUNK_HEADER_SIZE, REQUEST_SIZE, requestHeader, SIMPLE_REPLY_SIZE } from '../../formats/nbd/transmission.ts';
 import type { Bytes } from '../../units.ts';
 import { blockStatus } from './block-status.ts';
 import type { Session } from './handshake.ts';
 import type { Limits } from './limits.ts';
+import { Replies } from './replies.ts';
 import type { ReplyBuffer, ReplyBuffers } from './reply-buffers.ts';
 
 const AT = requestHeader.at;
 const EMPTY = Buffer.alloc(0);
 /** CACHE reads in pieces of this size and lets others run in between. */
 const CACHE_PIECE = 1024 * 1024;
-const MESSAGE_MAX = 1024;
 
 /** FUA may be sent with every command. */
 const ALLOWED_FLAGS: readonly number[] = [
@@ -69,6 +61,7 @@ export class Transmission {
   /** The same device for requests of any alignment; writes of all connections go through the same one. */
   readonly #access: ByteAccess;
   readonly #buffers: ReplyBuffers;
+  readonly #replies: Replies;
   readonly #limits: Limits;
   readonly #structured: boolean;
   readonly #readOnly: boolean;
@@ -90,14 +83,6 @@ export class Transmission {
   #payloadCookieHigh = 0;
   #payloadCookieLow = 0;
 
-  /** The reply buffer being filled. */
-  #buffer: ReplyBuffer;
-  /** Stretches of reply buffers that are ready and not yet given to the socket. */
-  #ready: { buffer: ReplyBuffer; from: number; to: number }[] = [];
-  #readyCount = 0;
-  #readyBytes = 0;
-  #flushPlanned = false;
-
   #requestsInFlight = 0;
   #bytesInFlight = 0;
   #parsing = false;
@@ -112,10 +97,8 @@ export class Transmission {
   /** Settles when the socket is closed and the device has completed every operation. Never rejects. */
   readonly done: Promise<void>;
 
-  // The request being parsed, or the one that a late error reply is for. Fields, so that no object is made for it.
+  /** Of the request being parsed. */
   #flags = 0;
-  #cookieHigh = 0;
-  #cookieLow = 0;
 
   constructor(
     socket: Duplex,
@@ -134,7 +117,7 @@ export class Transmission {
     this.#structured = session.structured;
     this.#readOnly = session.open.readOnly;
     this.#log = log;
-    this.#buffer = this.#nextBuffer(0);
+    this.#replies = new Replies(socket, buffers, () => this.#wake());
     this.done = new Promise((resolve) => (this.#resolve = resolve));
   }
 
@@ -176,8 +159,7 @@ export class Transmission {
     this.#stopped = true;
     this.#payload?.release();
     this.#payload = undefined;
-    for (let i = 0; i < this.#readyCount; i++) this.#ready[i].buffer.release();
-    this.#readyCount = 0;
+    this.#replies.close();
     this.#settle();
   }
 
@@ -191,10 +173,13 @@ export class Transmission {
   /** Ends the socket, then the phase, once nothing is in flight. */
   #settle() {
     if (!this.#stopped || this.#requestsInFlight > 0) return;
-    if (this.#closed) return this.#resolve();
+    if (this.#closed) {
+      this.#replies.release();
+      return this.#resolve();
+    }
     if (this.#parsing || this.#ended) return;
     this.#ended = true;
-    this.#flush();
+    this.#replies.flush();
     this.#socket.end(() => {
       if (!this.#lingers) this.#socket.destroy();
     });
@@ -215,7 +200,7 @@ export class Transmission {
     return (
       this.#requestsInFlight >= this.#limits.requestsInFlight ||
       this.#bytesInFlight >= this.#limits.bytesInFlight ||
-      this.#readyBytes + this.#socket.writableLength >= this.#limits.replyBytes
+      this.#replies.unsent >= this.#limits.replyBytes
     );
   }
 
@@ -237,7 +222,7 @@ export class Transmission {
       if (left === 0) break;
       if (this.#mustWait()) {
         // What is ready must be on its way, or nobody would wake this connection.
-        this.#flush();
+        this.#replies.flush();
         if (this.#mustWait()) {
           this.#paused = true;
           this.#socket.pause();
@@ -261,7 +246,7 @@ export class Transmission {
       this.#chunk = EMPTY;
       this.#at = 0;
     }
-    this.#flush();
+    this.#replies.flush();
     this.#settle();
   }
 
@@ -281,8 +266,8 @@ export class Transmission {
     const offset = head.readUInt32BE(base + AT.offset) * 0x1_0000_0000 + head.readUInt32BE(base + AT.offset + 4);
     const length = head.readUInt32BE(base + AT.length);
     this.#flags = flags;
-    this.#cookieHigh = head.readUInt32BE(base + AT.cookieHigh);
-    this.#cookieLow = head.readUInt32BE(base + AT.cookieLow);
+    this.#replies.cookieHigh = head.readUInt32BE(base + AT.cookieHigh);
+    this.#replies.cookieLow = head.readUInt32BE(base + AT.cookieLow);
 
     if (type === CMD.DISC) return this.#stop();
     // Whatever is wrong with a write, its payload follows.
@@ -301,7 +286,7 @@ export class Transmission {
         return this.#zeroOrTrim(type, offset, length);
       case CMD.CACHE:
         if (this.#outside('cache', offset, length, 'EINVAL')) return;
-        return this.#answer(this.#reserve(SIMPLE_REPLY_SIZE), 0, this.#cache(offset as Bytes, length));
+        return this.#answer(this.#replies.reserve(SIMPLE_REPLY_SIZE), 0, this.#cache(offset as Bytes, length));
       case CMD.BLOCK_STATUS:
         return this.#blockStatusRequest(offset, length);
       default:
@@ -318,8 +303,8 @@ export class Transmission {
       return this.#refuse('EINVAL', 'DF needs structured replies, which were not negotiated');
     }
     const header = this.#structured ? CHUNK_HEADER_SIZE + 8 : SIMPLE_REPLY_SIZE;
-    const slot = this.#reserve(header + length);
-    const { data } = this.#buffer;
+    const slot = this.#replies.reserve(header + length);
+    const { data } = this.#replies.buffer;
     if (this.#structured) {
       // One chunk for all of it: DF or not, holes or not.
       data.writeUInt32BE(STRUCTURED_REPLY_MAGIC, slot);
@@ -335,7 +320,7 @@ export class Transmission {
       return this.#fail(error);
     }
     if (wait) this.#later(slot, header + length, length, wait, false);
-    else this.#push(this.#buffer, slot, slot + header + length);
+    else this.#replies.push(this.#replies.buffer, slot, slot + header + length);
   }
 
   #writeRequest(offset: number, length: number) {
@@ -357,8 +342,8 @@ export class Transmission {
       this.#payloadLength = length;
       this.#payloadFlags = this.#flags;
       this.#payloadOffset = offset;
-      this.#payloadCookieHigh = this.#cookieHigh;
-      this.#payloadCookieLow = this.#cookieLow;
+      this.#payloadCookieHigh = this.#replies.cookieHigh;
+      this.#payloadCookieLow = this.#replies.cookieLow;
       return;
     }
     const start = this.#at;
@@ -376,15 +361,15 @@ export class Transmission {
     if (payload.used < this.#payloadLength) return false;
     this.#payload = undefined;
     this.#flags = this.#payloadFlags;
-    this.#cookieHigh = this.#payloadCookieHigh;
-    this.#cookieLow = this.#payloadCookieLow;
+    this.#replies.cookieHigh = this.#payloadCookieHigh;
+    this.#replies.cookieLow = this.#payloadCookieLow;
     this.#write(this.#payloadOffset, payload.data, 0, this.#payloadLength, payload);
     return true;
   }
 
   /** `payload` is given back when the device is done with it. */
   #write(offset: number, from: Buffer, start: number, length: number, payload: ReplyBuffer | undefined) {
-    const slot = this.#reserve(SIMPLE_REPLY_SIZE);
+    const slot = this.#replies.reserve(SIMPLE_REPLY_SIZE);
     let wait: Maybe;
     try {
       // The device may have shrunk while the payload was gathered.
@@ -410,7 +395,7 @@ export class Transmission {
     if ((this.#flags & CMD_FLAG.FAST_ZERO) !== 0 && !(mayUnmap && this.#device.canDiscard)) {
       return this.#refuse('EOPNOTSUPP', 'zeroes here are no faster than a write');
     }
-    const slot = this.#reserve(SIMPLE_REPLY_SIZE);
+    const slot = this.#replies.reserve(SIMPLE_REPLY_SIZE);
     let wait: Maybe;
     try {
       if (zero) wait = this.#access.writeZeroes(offset as Bytes, length, mayUnmap);
@@ -422,7 +407,7 @@ export class Transmission {
   }
 
   #flushRequest() {
-    const slot = this.#reserve(SIMPLE_REPLY_SIZE);
+    const slot = this.#replies.reserve(SIMPLE_REPLY_SIZE);
     let wait: Maybe;
     try {
       wait = this.#device.flush();
@@ -430,7 +415,7 @@ export class Transmission {
       return this.#fail(error);
     }
     if (wait) this.#later(slot, SIMPLE_REPLY_SIZE, 0, wait, false);
-    else this.#push(this.#buffer, slot, slot + SIMPLE_REPLY_SIZE);
+    else this.#replies.push(this.#replies.buffer, slot, slot + SIMPLE_REPLY_SIZE);
   }
 
   /** Success without data, after `wait`, and after a flush with FUA. */
@@ -445,27 +430,27 @@ export class Transmission {
       if (wait) return this.#later(slot, SIMPLE_REPLY_SIZE, length, wait, false);
     }
     if (wait) this.#later(slot, SIMPLE_REPLY_SIZE, length, wait, fua);
-    else this.#push(this.#buffer, slot, slot + SIMPLE_REPLY_SIZE);
+    else this.#replies.push(this.#replies.buffer, slot, slot + SIMPLE_REPLY_SIZE);
   }
 
   /** Keeps the slot until the device is done. */
   #later(slot: number, size: number, length: number, wait: Promise<void>, thenFlush: boolean): void {
-    const buffer = this.#buffer;
-    const cookieHigh = this.#cookieHigh;
-    const cookieLow = this.#cookieLow;
+    const { buffer } = this.#replies;
+    const cookieHigh = this.#replies.cookieHigh;
+    const cookieLow = this.#replies.cookieLow;
     buffer.retain();
     this.#requestsInFlight++;
     this.#bytesInFlight += length;
     const settled = thenFlush ? wait.then(() => this.#device.flush()) : wait;
     settled.then(
       () => {
-        if (!this.#closed) this.#push(buffer, slot, slot + size);
+        this.#replies.push(buffer, slot, slot + size);
         this.#completed(buffer, length);
       },
       (error) => {
-        this.#cookieHigh = cookieHigh;
-        this.#cookieLow = cookieLow;
-        if (!this.#closed) this.#fail(error);
+        this.#replies.cookieHigh = cookieHigh;
+        this.#replies.cookieLow = cookieLow;
+        this.#fail(error);
         this.#completed(buffer, length);
       },
     );
@@ -475,36 +460,35 @@ export class Transmission {
     this.#requestsInFlight--;
     this.#bytesInFlight -= length;
     buffer.release();
-    this.#planFlush();
+    this.#replies.planFlush();
     if (this.#stopped) this.#settle();
   }
 
   #blockStatusRequest(offset: number, length: number) {
     if (this.#outside('ask for the status of', offset, length, 'EINVAL')) return;
     if (this.#session.contexts.length === 0) return this.#refuse('EINVAL', 'no meta context was negotiated');
-    const cookieHigh = this.#cookieHigh;
-    const cookieLow = this.#cookieLow;
+    const cookieHigh = this.#replies.cookieHigh;
+    const cookieLow = this.#replies.cookieLow;
     const one = (this.#flags & CMD_FLAG.REQ_ONE) !== 0;
     this.#requestsInFlight++;
     this.#blockStatuses(offset as Bytes, length, one)
       .then(
         (payloads) => {
-          this.#cookieHigh = cookieHigh;
-          this.#cookieLow = cookieLow;
-          if (this.#closed) return;
+          this.#replies.cookieHigh = cookieHigh;
+          this.#replies.cookieLow = cookieLow;
           payloads.forEach((payload, index) => {
-            this.#chunkReply(CHUNK.BLOCK_STATUS, payload, index === payloads.length - 1);
+            this.#replies.chunk(CHUNK.BLOCK_STATUS, payload, index === payloads.length - 1);
           });
         },
         (error) => {
-          this.#cookieHigh = cookieHigh;
-          this.#cookieLow = cookieLow;
-          if (!this.#closed) this.#fail(error);
+          this.#replies.cookieHigh = cookieHigh;
+          this.#replies.cookieLow = cookieLow;
+          this.#fail(error);
         },
       )
       .finally(() => {
         this.#requestsInFlight--;
-        this.#planFlush();
+        this.#replies.planFlush();
         if (this.#stopped) this.#settle();
       });
   }
@@ -553,102 +537,7 @@ export class Transmission {
   #fail(error: unknown) {
     if (!(error instanceof DmError)) this.#log(`a request failed: ${error instanceof Error ? error.stack : error}`);
     const { errno, message } = fromSystem(error, `export "${this.#session.name}"`);
-    if (!this.#structured) {
-      const slot = this.#reserve(SIMPLE_REPLY_SIZE);
-      this.#buffer.data.writeUInt32BE(toWire(errno), slot + 4);
-      return this.#push(this.#buffer, slot, slot + SIMPLE_REPLY_SIZE);
-    }
-    const text = Buffer.from(message.slice(0, MESSAGE_MAX));
-    const payload = Buffer.alloc(errorChunk.size + text.length);
-    payload.writeUInt32BE(toWire(errno), errorChunk.at.error);
-    payload.writeUInt16BE(text.length, errorChunk.at.messageLength);
-    text.copy(payload, errorChunk.size);
-    this.#chunkReply(CHUNK.ERROR, payload, true);
-  }
-
-  #chunkReply(type: number, payload: Buffer, last: boolean): void {
-    const size = CHUNK_HEADER_SIZE + payload.length;
-    const slot = this.#reserve(size);
-    const { data } = this.#buffer;
-    const { at } = chunkHeader;
-    data.writeUInt32BE(STRUCTURED_REPLY_MAGIC, slot + at.magic);
-    data.writeUInt16BE(last ? CHUNK_DONE : 0, slot + at.flags);
-    data.writeUInt16BE(type, slot + at.type);
-    data.writeUInt32BE(payload.length, slot + at.length);
-    payload.copy(data, slot + CHUNK_HEADER_SIZE);
-    this.#push(this.#buffer, slot, slot + size);
-  }
-
-  /** Makes room in `#buffer` and fills in the header of a successful simple reply; the cookie is where a chunk has it. */
-  #reserve(size: number): number {
-    if (this.#buffer.data.length - this.#buffer.used < size) {
-      this.#flush();
-      this.#nextBuffer(size);
-    }
-    const { data, used: slot } = this.#buffer;
-    this.#buffer.used += size;
-    data.writeUInt32BE(SIMPLE_REPLY_MAGIC, slot);
-    data.writeUInt32BE(0, slot + 4);
-    data.writeUInt32BE(this.#cookieHigh, slot + 8);
-    data.writeUInt32BE(this.#cookieLow, slot + 12);
-    return slot;
-  }
-
-  #nextBuffer(size: number): ReplyBuffer {
-    const old = this.#buffer as ReplyBuffer | undefined;
-    const buffer = this.#buffers.take(size);
-    buffer.onTaken = (users) => {
-      // Nothing of it is in use: fill it from the start again.
-      if (users === 1 && buffer === this.#buffer) buffer.used = 0;
-      this.#wake();
-    };
-    this.#buffer = buffer;
-    old?.release();
-    return buffer;
-  }
-
-  #push(buffer: ReplyBuffer, from: number, to: number): void {
-    this.#readyBytes += to - from;
-    const last = this.#readyCount > 0 ? this.#ready[this.#readyCount - 1] : undefined;
-    if (last?.buffer === buffer && last.to === from) {
-      last.to = to;
-      return;
-    }
-    buffer.retain();
-    const place = this.#ready[this.#readyCount];
-    if (place) {
-      place.buffer = buffer;
-      place.from = from;
-      place.to = to;
-    } else this.#ready.push({ buffer, from, to });
-    this.#readyCount++;
-  }
-
-  /** Replies that come one by one within a turn of the loop leave together. */
-  #planFlush(): void {
-    if (this.#flushPlanned) return;
-    this.#flushPlanned = true;
-    setImmediate(this.#plannedFlush);
-  }
-
-  readonly #plannedFlush = () => {
-    this.#flushPlanned = false;
-    this.#flush();
-    this.#wake();
-  };
-
-  #flush(): void {
-    const count = this.#readyCount;
-    if (count === 0 || this.#closed) return;
-    this.#readyCount = 0;
-    this.#readyBytes = 0;
-    const socket = this.#socket;
-    if (count > 1) socket.cork();
-    for (let i = 0; i < count; i++) {
-      const { buffer, from, to } = this.#ready[i];
-      socket.write(buffer.data.subarray(from, to), buffer.taken);
-    }
-    if (count > 1) socket.uncork();
+    this.#replies.error(toWire(errno), message, this.#structured);
   }
 }
 
