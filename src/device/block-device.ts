@@ -37,6 +37,8 @@ export interface ChangedExtent {
 export interface BlockDevice {
   /** What `dmsetup table` prints: `major:minor` where there is one, else the canonical path or URI. */
   readonly name: string;
+  /** Absolute, symlinks followed; absent for what no path leads to. */
+  readonly path?: string;
   /** Asked again at every use: files and mapped devices grow and shrink. */
   readonly size: Bytes;
   /** Logical block size, 512 or 4096. */
