@@ -3,6 +3,7 @@
  * `dm-ioctl.c`). Names and uuids are two indexes; the number is the identity of a device for its whole life.
  */
 import type { BlockDevice } from '../device/block-device.ts';
+import { Disks } from '../device/open.ts';
 import { DmError } from '../errors.ts';
 import { splitWords } from '../targets/arguments.ts';
 import type { TargetType } from '../targets/target.ts';
@@ -40,7 +41,7 @@ export interface MapperOptions {
   /** Of all mapped devices. */
   major?: number;
   /** How disks that are not mapped devices are found and opened. */
-  opener: DeviceOpener;
+  opener?: DeviceOpener;
   /** Newest first. */
   types?: readonly TargetType[];
   /**
@@ -67,7 +68,7 @@ export class Mapper implements Control {
   #quiet = false;
   #source: DeviceSource;
 
-  constructor({ major = 254, opener, types = targetTypes, onChange = () => {} }: MapperOptions) {
+  constructor({ major = 254, opener = new Disks(), types = targetTypes, onChange = () => {} }: MapperOptions = {}) {
     this.major = major;
     this.#types = types;
     this.#index = new DeviceIndex(major);
@@ -414,7 +415,8 @@ export class Mapper implements Control {
       return { major: this.major, minor: below.minor, mapped: below.storedName, name: `dm-${below.minor}` };
     const number = /^(\d+):(\d+)$/.exec(below.name);
     if (!number) return { major: 0, minor: 0, name: below.name };
-    return { major: Number(number[1]), minor: Number(number[2]), name: below.name };
+    const name = below.path?.replace(/^\/dev\//, '') ?? below.name;
+    return { major: Number(number[1]), minor: Number(number[2]), name };
   }
 
   /** The name is free from here on; the number when everything has been closed. */

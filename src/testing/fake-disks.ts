@@ -34,19 +34,22 @@ export class FakeDisks implements DeviceOpener {
   async open(name: string, mode: Mode): Promise<BlockDevice> {
     const disk = this.disks.get(name)!;
     this.opened.set(name, mode);
-    return new Opened(disk, this.opened, mode);
+    const path = [...this.#paths].find(([, found]) => found === name)?.[0];
+    return new Opened(disk, path, this.opened, mode);
   }
 }
 
 /** One opening of a disk: closing it leaves the disk as it is. */
 class Opened implements BlockDevice {
   readonly name: string;
+  readonly path: string | undefined;
   #disk: BlockDevice;
   #opened: Map<string, Mode>;
   #writable: boolean;
 
-  constructor(disk: BlockDevice, opened: Map<string, Mode>, mode: Mode) {
+  constructor(disk: BlockDevice, path: string | undefined, opened: Map<string, Mode>, mode: Mode) {
     this.name = disk.name;
+    this.path = path;
     this.#disk = disk;
     this.#opened = opened;
     this.#writable = mode === 'rw';
