@@ -14,12 +14,10 @@ import type { Lease, Mode } from './devices.ts';
 const TARGETS_MAX = 1_048_576;
 const TEXT_BYTES_MAX = 2 ** 30;
 const TYPE_BYTES_MAX = 15;
-/**
- * The kernel ends at 2^54 - 1 sectors, which a double rounds to this. Requests stop at 2^62 bytes (`ADDRESS_MAX`), up to
- * where every sector has an exact byte address.
- */
+/** The kernel ends at 2^54 - 1 sectors, which a double rounds to this. */
 const SECTORS_MAX = 2 ** 54;
-const ADDRESS_MAX = 2 ** 62;
+/** Bytes: requests stop where sectors cease to have exact addresses. */
+const ADDRESS_MAX = 2 ** 62 - SECTOR;
 /** One answer of `extents` or `changed`. */
 const EXTENTS_MAX = 1024;
 
