@@ -1,14 +1,14 @@
 /**
  * The promises on what a write means, at every power cut of seeded runs: origin and snapshots, chunks of differing size,
- * operations that complete out of order, sectors lost and reordered. A failure names its seed; `node` replays it with
- * the log of what was done (see `replay` below).
+ * operations that complete out of order, sectors lost and reordered. A failure names its seed and the
+ * operation at which the power went.
  */
 import { expect, test } from 'vitest';
 import { PowerSupply, SimulatedDisk } from '../../../src/device/simulated.ts';
 import { prng } from '../../../src/lib/prng.ts';
 import { PersistentStore } from '../../../src/stores/exception/persistent.ts';
-import { bytes, SECTOR, sector } from '../../../src/units.ts';
-import { Stack, type StackOptions } from './stack.ts';
+import { SECTOR, sector } from '../../../src/units.ts';
+import { Stack, type StackOptions, staleDisk } from './stack.ts';
 import { CRASH_MIX, work } from './workload.ts';
 
 /** Seeds of each test; `CRASH_SEEDS=1000 npx vitest run test/unit/crash` takes more. */
@@ -22,42 +22,49 @@ const attempt = async (run: () => Promise<void>) => {
   }
 };
 
+/** False when the run ended before the power went. */
+async function runUntilCut(stack: Stack): Promise<boolean> {
+  await attempt(() => work(stack, CRASH_MIX));
+  try {
+    if (stack.power.on) await stack.expectExact();
+  } catch (error) {
+    if (stack.power.on) throw error;
+  }
+  return !stack.power.on;
+}
+
 async function cutAndRecover(options: StackOptions, cutAt: number, mayBeInvalid: boolean): Promise<boolean> {
   const stack = new Stack(options, cutAt);
   await attempt(() => stack.start());
-  if (stack.power.on) await attempt(() => work(stack, CRASH_MIX));
-  if (stack.power.on) {
-    await stack.expectExact();
-    return false;
-  }
+  if (stack.power.on && !(await runUntilCut(stack))) return false;
   await stack.recover(options.seed, mayBeInvalid);
   // Life goes on, and the power goes once more: what the first cut left on the disks must not come back.
   stack.power.cutAt = stack.random.below(60);
-  await attempt(() => work(stack, CRASH_MIX));
-  if (stack.power.on) await stack.expectExact();
+  await runUntilCut(stack);
   await stack.recover(options.seed + 1, mayBeInvalid);
   return true;
 }
 
-/** Runs seeds at cuts spread over the whole run, and says which seed and cut failed. */
+/** Runs seeds with cuts spread over the whole run, and says which seed and cut failed. */
 async function crashes(name: string, make: (seed: number) => StackOptions, mayBeInvalid = false): Promise<void> {
   let cuts = 0;
   for (let seed = 1; seed <= SEEDS; seed++) {
-    for (let cutAt = prng(seed).below(6), step = 1 + (seed % 13); cutAt < 400; cutAt += step) {
+    const random = prng(seed);
+    // The first seed is cut at every operation, the others at a few.
+    for (let cutAt = random.below(4); ; cutAt += seed === 1 ? 1 : 1 + random.below(60)) {
       try {
         if (!(await cutAndRecover(make(seed), cutAt, mayBeInvalid))) break;
         cuts++;
       } catch (error) {
-        throw new Error(`${name}: seed ${seed}, power cut at operation ${cutAt}: ${(error as Error).message}`, {
-          cause: error,
-        });
+        const where = `${name}: seed ${seed}, power cut at operation ${cutAt}`;
+        throw new Error(`${where}: ${(error as Error).message}`, { cause: error });
       }
     }
   }
   expect(cuts).toBeGreaterThan(SEEDS);
 }
 
-test('an origin and a snapshot keep their promises at every power cut', async () => {
+test('an origin and a snapshot', async () => {
   await crashes('one snapshot', (seed) => ({ seed, origin: 41, chunks: [2], slow: 0 }));
 }, 600_000);
 
@@ -69,7 +76,7 @@ test('areas fill: the list goes on in the next area, whatever arrives first', as
   await crashes('areas', (seed) => ({ seed, origin: 150, chunks: [1, 1], slow: seed % 2 ? 0 : 0.2 }));
 }, 600_000);
 
-test('a snapshot that ran full never shows a later image: it is right or it is invalid', async () => {
+test('a snapshot that ran full is right or invalid, never shows a later image', async () => {
   await crashes('full', (seed) => ({ seed, origin: 60, chunks: [2, 1], cow: 40, store: seed % 2 ? 'P' : 'PO' }), true);
 }, 600_000);
 
@@ -92,12 +99,7 @@ async function everyCut(
   }
 }
 
-const stale = (seed: number) => {
-  const random = prng(seed);
-  const contents = new Uint8Array(64 * SECTOR).map(() => random.below(256));
-  contents.fill(0, 0, 4);
-  return contents;
-};
+const stale = (seed: number) => staleDisk(64, prng(seed));
 
 test('a store that is being made is empty or not there', async () => {
   await everyCut(
@@ -112,12 +114,8 @@ test('a store that is being made is empty or not there', async () => {
 });
 
 test('a store that is being reset holds all its exceptions or none', async () => {
-  const full = (seed: number) => {
-    const disk = new SimulatedDisk(64 * SECTOR, { contents: stale(seed) });
-    return disk;
-  };
   for (let seed = 1; seed <= 20; seed++) {
-    const disk = full(seed);
+    const disk = new SimulatedDisk(64 * SECTOR, { contents: stale(seed) });
     const made = await PersistentStore.open(disk, sector(1));
     for (let old = 0; old < 45; old++) made.settle(made.allocate(old), true);
     await made.commit(made.lastSettled);
@@ -129,7 +127,6 @@ test('a store that is being reset holds all its exceptions or none', async () =>
         const store = await PersistentStore.open(again, sector(1));
         expect([0, 45]).toContain(store.size);
         if (store.size > 0) for (let old = 0; old < 45; old++) expect(store.lookup(old)).toBe(made.lookup(old));
-        expect(bytes(0)).toBe(0);
       },
     );
   }

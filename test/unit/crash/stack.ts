@@ -72,15 +72,12 @@ export class Stack {
     const { origin } = options;
     const contents = new Uint8Array(origin * SECTOR);
     const stamps = Array.from({ length: origin }, (_, sector) => sector + 1);
-    stamps.forEach((stamp, sector) => fill(contents, sector, stamp));
+    for (const [sector, stamp] of stamps.entries()) fill(contents, sector, stamp);
     this.origin = new Image(stamps);
     this.#plug('/dev/origin', origin, contents);
     options.chunks.forEach((chunk, i) => {
       const size = options.cow ?? (4 + 2 * Math.ceil(origin / chunk)) * chunk;
-      // Stale bytes everywhere: what is not written before it is read will show.
-      const stale = new Uint8Array(size * SECTOR).map(() => this.random.below(256));
-      stale.fill(0, 0, 4);
-      this.#plug(`/dev/cow${i}`, size, stale);
+      this.#plug(`/dev/cow${i}`, size, staleDisk(size, this.random));
     });
   }
 
@@ -156,12 +153,11 @@ export class Stack {
         await this.device(name).write(bytes(sector * SECTOR), data, 0, data.length);
       } catch (error) {
         if (name === 'base' || !(error instanceof DmError)) throw error;
-        // Refused or cut off: the old data stays, or part of the new has arrived.
-        image.versions.forEach((versions) => void versions);
         if (this.power.on && !(await this.#isDead(name))) throw error;
-      } finally {
-        for (let s = sector; s < sector + count; s++) image.busy.delete(s);
+        // Refused or cut off: each sector is old or new, whatever is flushed, so it stays busy.
+        return;
       }
+      for (let s = sector; s < sector + count; s++) image.busy.delete(s);
     });
   }
 
@@ -176,7 +172,7 @@ export class Stack {
       for (let c = Math.floor(sector / chunk); c * chunk < sector + count; c++) image.mapped.add(c);
     };
     if (name !== 'base') touch(this.#image(name), this.options.chunks[Number(name.slice(1))]);
-    else this.snapshots.forEach((image, i) => touch(image, this.options.chunks[i]));
+    else for (const [i, image] of this.snapshots.entries()) touch(image, this.options.chunks[i]);
   }
 
   /** Waits for the flush. Afterwards nothing older than the last write acknowledged before it may be seen. */
@@ -291,6 +287,16 @@ export class Stack {
     await this.settle();
     await this.mapper.removeAll();
   }
+}
+
+/** An old disk, blank in its first four bytes: what is not written before it is read will show, as plausible exceptions. */
+export function staleDisk(sectors: number, random: Prng): Uint8Array {
+  const stale = new Uint8Array(sectors * SECTOR);
+  const words = new Uint32Array(stale.buffer, 0, SECTOR / 4);
+  for (let i = 0; i < words.length; i += 4) words.set([random.below(64), 0, 2 + random.below(60), 0], i);
+  for (let filled = SECTOR; filled < stale.length; filled *= 2) stale.copyWithin(filled, 0, filled);
+  stale.fill(0, 0, 4);
+  return stale;
 }
 
 function fill(data: Uint8Array, sector: number, stamp: number): void {

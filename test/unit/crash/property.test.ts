@@ -1,0 +1,73 @@
+/** Any sequence of operations on an origin and its snapshots equals a naive model, over thousands of seeds. */
+import { test } from 'vitest';
+import { prng } from '../../../src/lib/prng.ts';
+import { Stack, type StackOptions } from './stack.ts';
+import { type Mix, work } from './workload.ts';
+
+const SEEDS = Number(process.env.PROPERTY_SEEDS ?? 700);
+
+const MIX: Mix = {
+  operations: 80,
+  flush: 0.06,
+  read: 0.2,
+  settle: 0.1,
+  snapshot: 0.06,
+  suspend: 0.03,
+  reload: 0.05,
+  discard: 0,
+  reopen: 0.02,
+};
+
+async function holds(name: string, mix: Mix, make: (seed: number) => StackOptions): Promise<void> {
+  for (let seed = 1; seed <= SEEDS; seed++) {
+    try {
+      const stack = new Stack(make(seed));
+      await stack.start();
+      await work(stack, mix);
+      await stack.expectExact();
+      await stack.stop();
+      await stack.start();
+      await stack.expectExact();
+      await stack.stop();
+    } catch (error) {
+      throw new Error(`${name}: seed ${seed}: ${(error as Error).message}`, { cause: error });
+    }
+  }
+}
+
+const sizes = [1, 2, 4, 8, 16];
+const chunks = (seed: number, count: number) => {
+  const random = prng(seed + 7);
+  return Array.from({ length: count }, () => random.pick(sizes));
+};
+
+test('persistent snapshots, everything at hand', async () => {
+  await holds('persistent', MIX, (seed) => ({ seed, origin: 20 + (seed % 90), chunks: chunks(seed, 3) }));
+}, 300_000);
+
+test('persistent snapshots, operations completing out of order', async () => {
+  await holds('slow', MIX, (seed) => ({ seed, origin: 20 + (seed % 90), chunks: chunks(seed, 3), slow: 0.3 }));
+}, 300_000);
+
+test('discards zero what is mapped whole', async () => {
+  const mix = { ...MIX, discard: 0.1 };
+  const features = '1 discard_zeroes_cow';
+  await holds('discard', mix, (seed) => ({
+    seed,
+    origin: 20 + (seed % 60),
+    chunks: chunks(seed, 2),
+    features,
+    slow: 0.1,
+  }));
+}, 300_000);
+
+test('transient snapshots, until they are closed', async () => {
+  const mix = { ...MIX, reopen: 0 };
+  for (let seed = 1; seed <= SEEDS; seed++) {
+    const stack = new Stack({ seed, origin: 64, chunks: [1, 4], store: 'N', slow: 0.2 });
+    await stack.start();
+    await work(stack, mix);
+    await stack.expectExact();
+    await stack.stop();
+  }
+}, 300_000);
