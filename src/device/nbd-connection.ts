@@ -124,11 +124,17 @@ export class NbdConnection {
     this.#events = events;
     socket.on('error', (error) => (this.#reason ??= error));
     socket.on('end', () => socket.destroy());
-    socket.on('close', () => {
+    let closed = false;
+    const onClose = () => {
+      if (closed) return;
+      closed = true;
       const pending = this.#pending.filter((request) => request !== undefined);
       this.#pending.length = 0;
       events.closed(pending, this.#reason);
-    });
+    };
+    socket.on('close', onClose);
+    // It may have ended between the handshake and now.
+    if (socket.destroyed) setImmediate(onClose);
     socket.on('data', (data: Buffer) => this.#onData(data));
     if (rest.length > 0) this.#onData(rest);
     socket.resume();
