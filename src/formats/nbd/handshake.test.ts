@@ -23,7 +23,9 @@ import {
   viewOf,
 } from './handshake.ts';
 
-const text = fc.string({ unit: 'binary', maxLength: 50 }).filter((word) => !word.includes('\0') && word.isWellFormed());
+/** Without half a surrogate pair, which has no UTF-8. */
+const wellFormed = (word: string) => !/\p{Surrogate}/u.test(word);
+const text = fc.string({ unit: 'binary', maxLength: 50 }).filter((word) => !word.includes('\0') && wellFormed(word));
 
 describe('NBD handshake', () => {
   it('writes the greeting as the protocol document has it', () => {

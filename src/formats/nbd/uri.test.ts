@@ -2,6 +2,9 @@ import fc from 'fast-check';
 import { describe, expect, it } from 'vitest';
 import { isNbdUri, type NbdAddress, parseNbdUri, printNbdUri } from './uri.ts';
 
+/** Without half a surrogate pair, which has no UTF-8. */
+const wellFormed = (text: string) => !/\p{Surrogate}/u.test(text);
+
 describe('NBD URIs', () => {
   it.each<[string, NbdAddress, string]>([
     ['nbd://example.com/disk', { kind: 'tcp', host: 'example.com', port: 10809, exportName: 'disk' }, ''],
@@ -51,21 +54,21 @@ describe('NBD URIs', () => {
   it('prints every address so that it reads back the same', () => {
     const name = fc
       .string({ unit: 'binary', maxLength: 40 })
-      .filter((text) => !text.includes('\0') && text.isWellFormed());
+      .filter((text) => !text.includes('\0') && wellFormed(text));
     const path = name
       .filter((text) => text !== '' && Buffer.byteLength(text) < 107)
       .map((text) => `/${text}`.slice(0, 107));
-    const tcp = fc.record<NbdAddress>({
-      kind: fc.constant('tcp'),
+    const tcp = fc.record({
+      kind: fc.constant('tcp' as const),
       host: fc.constantFrom('localhost', '10.0.0.1', '::1', 'fe80::1%eth0', 'a-b.example'),
       port: fc.integer({ min: 1, max: 65535 }),
       exportName: name,
-    } as never);
-    const unix = fc.record<NbdAddress>({
-      kind: fc.constant('unix'),
-      socket: path.filter((text) => Buffer.byteLength(text) <= 107 && text.isWellFormed()),
+    });
+    const unix = fc.record({
+      kind: fc.constant('unix' as const),
+      socket: path.filter((text) => Buffer.byteLength(text) <= 107 && wellFormed(text)),
       exportName: name,
-    } as never);
+    });
     fc.assert(
       fc.property(fc.oneof(tcp, unix), (address) => {
         const text = printNbdUri(address);

@@ -1,0 +1,675 @@
+import { mkdtemp, rm, stat, writeFile } from 'node:fs/promises';
+import { connect, createServer } from 'node:net';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { describe, expect, it, onTestFinished } from 'vitest';
+import { MemoryDevice } from '../../src/device/memory.ts';
+import { DmError } from '../../src/errors.ts';
+import { CMD, CMD_FLAG, FLAG, INFO, OPT, REP } from '../../src/formats/nbd/constants.ts';
+import { parseContext, parseInfo, parseServer, printGo, printMetaContext } from '../../src/formats/nbd/handshake.ts';
+import { NbdServer } from '../../src/services/nbd/server.ts';
+import { bytes } from '../../src/units.ts';
+import { delayed, FixedExports, filled, MiB, RawClient, serve } from './nbd-support.ts';
+
+const [EPERM, EIO, EINVAL, ENOSPC, ENOTSUP] = [1, 5, 22, 28, 95];
+const contents = (device: MemoryDevice, at: number, length: number): Buffer => {
+  const data = Buffer.alloc(length);
+  device.read(bytes(at), data, 0, length);
+  return data;
+};
+
+describe('handshake', () => {
+  it('greets as fixed newstyle without zeroes', async () => {
+    const { path } = await serve({ disk: new MemoryDevice(MiB) });
+    const client = new RawClient(path);
+    expect((await client.take(18)).toString('latin1')).toBe('NBDMAGICIHAVEOPT\0\x03');
+  });
+
+  it('lists exports with their descriptions', async () => {
+    const { path } = await serve({ a: new MemoryDevice(MiB), 'b c': new MemoryDevice(MiB) });
+    const client = await RawClient.greet(path);
+    const replies = await client.ask(OPT.LIST);
+    expect(replies.slice(0, -1).map(({ data }) => parseServer(data))).toEqual([
+      { name: 'a', description: 'a of the test' },
+      { name: 'b c', description: 'b c of the test' },
+    ]);
+    expect((await client.ask(OPT.LIST, Buffer.from('x'))).at(-1)?.type).toBe(REP.ERR_INVALID);
+  });
+
+  it('tells size, flags, name, description and block sizes to who asks', async () => {
+    const { path, exports } = await serve({ disk: new MemoryDevice(MiB, { blockSize: 4096 }) });
+    const client = await RawClient.greet(path);
+    const info = [INFO.NAME, INFO.DESCRIPTION, INFO.BLOCK_SIZE];
+    const replies = await client.ask(OPT.INFO, printGo({ name: 'disk', info }));
+    const { HAS_FLAGS, SEND_FLUSH, SEND_FUA, SEND_TRIM, SEND_WRITE_ZEROES, SEND_DF, CAN_MULTI_CONN } = FLAG;
+    const flags = HAS_FLAGS | SEND_FLUSH | SEND_FUA | SEND_TRIM | SEND_WRITE_ZEROES | SEND_DF | CAN_MULTI_CONN;
+    expect(replies.map(({ type }) => type)).toEqual([REP.INFO, REP.INFO, REP.INFO, REP.INFO, REP.ACK]);
+    expect(parseInfo(replies[0].data)).toEqual({
+      type: 0,
+      size: MiB,
+      flags: flags | FLAG.SEND_CACHE | FLAG.SEND_FAST_ZERO,
+    });
+    expect(replies[1].data.toString()).toBe('\0\x01disk');
+    expect(replies[2].data.toString()).toBe('\0\x02disk of the test');
+    expect(parseInfo(replies[3].data)).toEqual({ type: 3, minimum: 4096, preferred: 4096, maximum: 32 * MiB });
+    expect(exports.opened.get('disk')).toBe(0);
+  });
+
+  it('says that a read-only device is, and that one cannot discard', async () => {
+    const device = new MemoryDevice(MiB);
+    device.readOnly = true;
+    device.canDiscard = false;
+    const { path } = await serve({ disk: device });
+    const client = await RawClient.greet(path);
+    const info = parseInfo((await client.ask(OPT.INFO, printGo({ name: 'disk', info: [] })))[0].data);
+    expect(info.type === 0 && info.flags & (FLAG.READ_ONLY | FLAG.SEND_TRIM)).toBe(FLAG.READ_ONLY);
+  });
+
+  it.each([0, 2])('serves EXPORT_NAME, client flags %d', async (flags) => {
+    const { path } = await serve({ disk: filled(MiB) });
+    const client = await RawClient.greet(path, flags);
+    client.socket.write(
+      Buffer.concat([Buffer.from('IHAVEOPT'), Buffer.from([0, 0, 0, 1, 0, 0, 0, 4]), Buffer.from('disk')]),
+    );
+    const reply = await client.take(10);
+    expect(reply.readUInt32BE(4)).toBe(MiB);
+    if (flags === 0) expect((await client.take(124)).every((byte) => byte === 0)).toBe(true);
+    client.request(CMD.READ, 512, 1024);
+    expect((await client.reply(1024)).data).toEqual(contents(filled(MiB), 512, 1024));
+  });
+
+  it('takes the empty name for the only export, and asks for a name where there are several', async () => {
+    const one = await serve({ disk: new MemoryDevice(MiB) });
+    const replies = await (await RawClient.greet(one.path)).ask(OPT.GO, printGo({ name: '', info: [INFO.NAME] }));
+    expect(replies[1].data.toString()).toBe('\0\x01disk');
+    const two = await serve({ a: new MemoryDevice(MiB), b: new MemoryDevice(MiB) });
+    const refused = (await (await RawClient.greet(two.path)).ask(OPT.GO, printGo({ name: '', info: [] }))).at(-1)!;
+    expect(refused.type).toBe(REP.ERR_UNKNOWN);
+    expect(refused.data.toString()).toMatch(/2 exports/);
+  });
+
+  it('refuses an unknown export, an unknown option and STARTTLS, and goes on', async () => {
+    const { path } = await serve({ disk: new MemoryDevice(MiB) });
+    const client = await RawClient.greet(path);
+    const unknown = await client.ask(OPT.GO, printGo({ name: 'nope', info: [] }));
+    expect(unknown).toEqual([{ type: REP.ERR_UNKNOWN, data: Buffer.from('there is no device nope') }]);
+    expect((await client.ask(77, Buffer.alloc(99)))[0].type).toBe(REP.ERR_UNSUP);
+    expect((await client.ask(OPT.STARTTLS))[0].type).toBe(REP.ERR_POLICY);
+    expect((await client.ask(OPT.GO, Buffer.from('junk')))[0].type).toBe(REP.ERR_INVALID);
+    expect((await client.ask(OPT.GO, Buffer.alloc(70_000)))[0].type).toBe(REP.ERR_TOO_BIG);
+    expect((await client.ask(OPT.GO, printGo({ name: 'disk', info: [] }))).at(-1)?.type).toBe(REP.ACK);
+  });
+
+  it('ends in good order at ABORT', async () => {
+    const { path, log, idle } = await serve({ disk: new MemoryDevice(MiB) });
+    const client = await RawClient.greet(path);
+    expect((await client.ask(OPT.ABORT))[0].type).toBe(REP.ACK);
+    expect(await client.closed()).toHaveLength(0);
+    client.socket.destroy();
+    await idle();
+    expect(log).toEqual([]);
+  });
+
+  it('lists and sets meta contexts by name, by namespace, and all', async () => {
+    const snapshot = Object.assign(new MemoryDevice(MiB), { changed: () => [] });
+    const { path, exports } = await serve({ snapshot, disk: new MemoryDevice(MiB) });
+    const client = await RawClient.greet(path);
+    const ask = async (number: number, name: string, ...queries: string[]) => {
+      const replies = await client.ask(number, printMetaContext({ name, queries }));
+      expect(replies.at(-1)?.type).toBe(REP.ACK);
+      return replies.slice(0, -1).map(({ data }) => parseContext(data).name);
+    };
+    expect((await client.ask(OPT.SET_META_CONTEXT, printMetaContext({ name: 'disk', queries: [] })))[0].type).toBe(
+      REP.ERR_INVALID,
+    );
+    await client.ask(OPT.STRUCTURED_REPLY);
+    const { LIST_META_CONTEXT: LIST, SET_META_CONTEXT: SET } = OPT;
+    expect(await ask(LIST, 'snapshot')).toEqual(['base:allocation', 'dmkit:changed']);
+    expect(await ask(LIST, 'snapshot', 'dmkit:')).toEqual(['dmkit:changed']);
+    expect(await ask(LIST, 'snapshot', 'base:', 'other:x')).toEqual(['base:allocation']);
+    expect(await ask(LIST, 'disk')).toEqual(['base:allocation']);
+    expect(await ask(LIST, 'disk', 'dmkit:changed')).toEqual([]);
+    expect(await ask(SET, 'snapshot')).toEqual([]);
+    expect(await ask(SET, 'snapshot', 'base:')).toEqual([]);
+    expect(await ask(SET, 'snapshot', 'dmkit:changed', 'base:allocation')).toEqual([
+      'base:allocation',
+      'dmkit:changed',
+    ]);
+    expect((await client.ask(SET, printMetaContext({ name: 'x', queries: [] })))[0].type).toBe(REP.ERR_UNKNOWN);
+    expect(exports.opened.get('snapshot')).toBe(0);
+  });
+
+  it('forgets meta contexts that were set for another export', async () => {
+    const { path } = await serve({ a: new MemoryDevice(MiB), b: new MemoryDevice(MiB) });
+    const client = await RawClient.greet(path);
+    await client.ask(OPT.STRUCTURED_REPLY);
+    await client.ask(OPT.SET_META_CONTEXT, printMetaContext({ name: 'a', queries: ['base:allocation'] }));
+    await client.ask(OPT.GO, printGo({ name: 'b', info: [] }));
+    client.request(CMD.BLOCK_STATUS, 0, 4096);
+    expect((await client.reply()).error).toBe(EINVAL);
+  });
+});
+
+describe('transmission', () => {
+  const size = 4 * MiB;
+
+  it('echoes the whole cookie', async () => {
+    const { path } = await serve({ disk: new MemoryDevice(size) });
+    const client = await RawClient.go(path, 'disk');
+    client.request(CMD.FLUSH, 0, 0, { cookie: 0xfffffffe });
+    expect(await client.reply()).toMatchObject({ error: 0, cookieHigh: 0x80000001, cookieLow: 0xfffffffe });
+  });
+
+  it.each([false, true])('reads and writes, structured replies: %s', async (structured) => {
+    const device = filled(size);
+    const { path } = await serve({ disk: device });
+    const client = await RawClient.go(path, 'disk', { structured });
+    client.request(CMD.READ, 1024, 8192, { flags: structured ? CMD_FLAG.DF : 0 });
+    expect((await client.reply(8192)).data).toEqual(contents(device, 1024, 8192));
+    client.write(4096, Buffer.alloc(2048, 7), CMD_FLAG.FUA);
+    expect((await client.reply()).error).toBe(0);
+    expect(contents(device, 4096, 2048)).toEqual(Buffer.alloc(2048, 7));
+  });
+
+  it('serves requests cut into single bytes', async () => {
+    const device = new MemoryDevice(size);
+    const { path } = await serve({ disk: device });
+    const client = await RawClient.go(path, 'disk');
+    client.socket.setNoDelay(true);
+    const { socket } = client;
+    const sent: Buffer[] = [];
+    (client as { socket: unknown }).socket = { write: (data: Buffer) => sent.push(data), destroy() {} };
+    client.write(512, Buffer.alloc(512, 9));
+    client.request(CMD.READ, 512, 512);
+    (client as { socket: unknown }).socket = socket;
+    for (const byte of Buffer.concat(sent)) {
+      socket.write(Buffer.from([byte]));
+      await new Promise((resolve) => setImmediate(resolve));
+    }
+    expect((await client.reply()).error).toBe(0);
+    expect((await client.reply(512)).data).toEqual(Buffer.alloc(512, 9));
+  });
+
+  it('gathers payloads of many chunks, up to 32 MiB', async () => {
+    const device = new MemoryDevice(64 * MiB);
+    const { path } = await serve({ disk: device });
+    const client = await RawClient.go(path, 'disk');
+    const data = contents(filled(32 * MiB), 0, 32 * MiB);
+    client.write(MiB, data);
+    expect((await client.reply()).error).toBe(0);
+    client.request(CMD.READ, MiB, data.length);
+    const { data: back } = await client.reply(data.length);
+    expect(back?.equals(data)).toBe(true);
+  });
+
+  it('refuses more than 32 MiB and stays in step', async () => {
+    const device = new MemoryDevice(64 * MiB);
+    const { path } = await serve({ disk: device });
+    const client = await RawClient.go(path, 'disk', { structured: true });
+    client.write(0, Buffer.alloc(32 * MiB + 1, 1));
+    const reply = await client.reply();
+    expect(reply.error).toBe(EINVAL);
+    expect(reply.chunks[0].payload.subarray(6).toString()).toMatch(/33554433 bytes.*33554432 is the most/);
+    client.request(CMD.READ, 0, 32 * MiB + 512);
+    expect((await client.reply()).error).toBe(EINVAL);
+    client.request(CMD.READ, 0, 512);
+    expect((await client.reply()).data).toEqual(Buffer.alloc(512));
+  });
+
+  it('reads and writes at any byte', async () => {
+    const device = filled(size);
+    const { path } = await serve({ disk: device });
+    const client = await RawClient.go(path, 'disk');
+    const expected = contents(device, 0, 4096);
+    expected.fill(5, 100, 1301);
+    client.write(100, Buffer.alloc(1201, 5));
+    expect((await client.reply()).error).toBe(0);
+    client.request(CMD.READ, 3, 4000);
+    expect((await client.reply(4000)).data).toEqual(expected.subarray(3, 4003));
+    client.request(CMD.WRITE_ZEROES, 1, 2001);
+    expect((await client.reply()).error).toBe(0);
+    expected.fill(0, 1, 2002);
+    expect(contents(device, 0, 4096)).toEqual(expected);
+  });
+
+  it('flushes after a write with FUA and before its reply', async () => {
+    const device = new MemoryDevice(size);
+    const order: string[] = [];
+    const logged = Object.assign(
+      delayed(device, () => 2),
+      {
+        write: async () => void order.push('write'),
+        flush: async () => void order.push('flush'),
+      },
+    );
+    const { path } = await serve({ disk: logged });
+    const client = await RawClient.go(path, 'disk');
+    client.write(0, Buffer.alloc(512), CMD_FLAG.FUA);
+    await client.reply();
+    expect(order).toEqual(['write', 'flush']);
+    client.write(0, Buffer.alloc(512));
+    await client.reply();
+    expect(order).toEqual(['write', 'flush', 'write']);
+  });
+
+  it('trims, zeroes and caches', async () => {
+    const device = filled(size);
+    const { path } = await serve({ disk: device });
+    const client = await RawClient.go(path, 'disk');
+    for (const [type, flags] of [
+      [CMD.TRIM, 0],
+      [CMD.WRITE_ZEROES, 0],
+      [CMD.WRITE_ZEROES, CMD_FLAG.FAST_ZERO | CMD_FLAG.FUA],
+      [CMD.WRITE_ZEROES, CMD_FLAG.NO_HOLE],
+      [CMD.CACHE, 0],
+    ]) {
+      client.request(type, 0, 2 * MiB + 512, { flags });
+      expect((await client.reply()).error).toBe(0);
+    }
+    expect(contents(device, 0, 2 * MiB + 512).every((byte) => byte === 0)).toBe(true);
+    expect(contents(device, 2 * MiB + 512, 4).every((byte) => byte === 0)).toBe(false);
+    client.request(CMD.WRITE_ZEROES, 0, 512, { flags: CMD_FLAG.FAST_ZERO | CMD_FLAG.NO_HOLE });
+    expect((await client.reply()).error).toBe(ENOTSUP);
+  });
+
+  it('reports allocation and what changed, each in its chunk', async () => {
+    const device = Object.assign(new MemoryDevice(size), {
+      changed: (at: number, length: number) =>
+        [
+          { length: bytes(Math.max(0, 65536 - at)), changed: false },
+          { length: bytes(Math.max(0, at + length - 65536)), changed: true },
+        ].filter((extent) => extent.length > 0),
+    });
+    device.write(bytes(65536), new Uint8Array(512), 0, 512);
+    const { path } = await serve({ disk: device });
+    const contexts = ['base:allocation', 'dmkit:changed'];
+    const client = await RawClient.go(path, 'disk', { structured: true, contexts });
+    const status = async (at: number, length: number, flags = 0) => {
+      client.request(CMD.BLOCK_STATUS, at, length, { flags });
+      const { error, chunks } = await client.reply();
+      expect(error).toBe(0);
+      return chunks.map(({ payload }) =>
+        Array.from({ length: payload.length / 4 }, (_, i) => payload.readUInt32BE(4 * i)),
+      );
+    };
+    expect(await status(0, size)).toEqual([
+      [1, 65536, 3, 65536, 0, size - 131072, 3],
+      [2, 65536, 0, size - 65536, 1],
+    ]);
+    expect(await status(0, size, CMD_FLAG.REQ_ONE)).toEqual([
+      [1, 65536, 3],
+      [2, 65536, 0],
+    ]);
+    expect(await status(65535, 2)).toEqual([
+      [1, 1, 3, 1, 0],
+      [2, 1, 0, 1, 1],
+    ]);
+  });
+
+  it('keeps block status replies short', async () => {
+    const device = new MemoryDevice(size);
+    device.extents = (_at, length) =>
+      Array.from({ length: length / 512 }, (_, i) => ({ length: bytes(512), hole: i % 2 === 0, zero: false }));
+    const { path } = await serve({ disk: device }, { extents: 10 });
+    const client = await RawClient.go(path, 'disk', { structured: true, contexts: ['base:allocation'] });
+    client.request(CMD.BLOCK_STATUS, 0, size);
+    expect((await client.reply()).chunks[0].payload).toHaveLength(4 + 10 * 8);
+  });
+
+  it.each<[string, number, number, number, number, number]>([
+    ['a read beyond the end', CMD.READ, size - 512, 1024, 0, EINVAL],
+    ['a write beyond the end', CMD.WRITE, size, 512, 0, ENOSPC],
+    ['zeroes beyond the end', CMD.WRITE_ZEROES, size - 512, 1024, 0, ENOSPC],
+    ['a trim beyond the end', CMD.TRIM, size, 512, 0, ENOSPC],
+    ['an offset of 2^63', CMD.READ, 2 ** 63, 512, 0, EINVAL],
+    ['a read of nothing', CMD.READ, 0, 0, 0, EINVAL],
+    ['a write of nothing', CMD.WRITE, 0, 0, 0, EINVAL],
+    ['a flush of a range', CMD.FLUSH, 512, 512, 0, EINVAL],
+    ['DF without structured replies', CMD.READ, 0, 512, CMD_FLAG.DF, EINVAL],
+    ['a flag of another command', CMD.READ, 0, 512, CMD_FLAG.NO_HOLE, EINVAL],
+    ['an unknown flag with a write', CMD.WRITE, 0, 512, 0x8000, EINVAL],
+    ['an unknown command', 99, 0, 512, 0, EINVAL],
+    ['a block status without a context', CMD.BLOCK_STATUS, 0, 512, 0, EINVAL],
+  ])('refuses %s and goes on', async (_what, type, offset, length, flags, error) => {
+    const { path } = await serve({ disk: new MemoryDevice(size) });
+    const client = await RawClient.go(path, 'disk');
+    client.request(type, offset, length, { flags, data: Buffer.alloc(type === CMD.WRITE ? length : 0) });
+    expect((await client.reply()).error).toBe(error);
+    client.request(CMD.READ, 0, 512);
+    expect((await client.reply(512)).data).toEqual(Buffer.alloc(512));
+  });
+
+  it('refuses to change a read-only device', async () => {
+    const device = new MemoryDevice(size);
+    device.readOnly = true;
+    const { path } = await serve({ disk: device });
+    const client = await RawClient.go(path, 'disk');
+    for (const type of [CMD.WRITE, CMD.WRITE_ZEROES, CMD.TRIM]) {
+      client.request(type, 0, 512, { data: Buffer.alloc(type === CMD.WRITE ? 512 : 0) });
+      expect((await client.reply()).error).toBe(EPERM);
+    }
+  });
+
+  it('sees a device grow and shrink', async () => {
+    const device = new MemoryDevice(size);
+    const { path } = await serve({ disk: device });
+    const client = await RawClient.go(path, 'disk');
+    client.request(CMD.READ, size, 512);
+    expect((await client.reply()).error).toBe(EINVAL);
+    device.size = bytes(2 * size);
+    client.request(CMD.READ, size, 512);
+    expect((await client.reply(512)).error).toBe(0);
+    device.size = bytes(size);
+    client.write(size, Buffer.alloc(512));
+    expect((await client.reply()).error).toBe(ENOSPC);
+  });
+
+  it.each(['at once', 'later'])('passes on errors that come %s, with their text', async (when) => {
+    const error = new DmError('FULL', 'ENOSPC', 'the COW store is full');
+    const device = Object.assign(new MemoryDevice(size), {
+      write: () => {
+        if (when === 'at once') throw error;
+        return Promise.reject(error);
+      },
+      read: () => {
+        if (when === 'at once') throw new TypeError('a bug');
+        return Promise.reject(new TypeError('a bug'));
+      },
+    });
+    const { path, log } = await serve({ disk: device });
+    const client = await RawClient.go(path, 'disk', { structured: true });
+    client.write(0, Buffer.alloc(512));
+    const reply = await client.reply();
+    expect(reply.error).toBe(ENOSPC);
+    expect(reply.chunks[0].payload.subarray(6).toString()).toBe('the COW store is full');
+    expect(log).toEqual([]);
+    client.request(CMD.READ, 0, 512);
+    expect((await client.reply()).error).toBe(EIO);
+    expect(log).toEqual([expect.stringContaining('TypeError: a bug')]);
+  });
+
+  it('answers requests that are ready before ones that are not', async () => {
+    const device = filled(size);
+    let open!: () => void;
+    const gate = new Promise<void>((resolve) => (open = resolve));
+    const slow = Object.assign(
+      delayed(device, () => 0),
+      {
+        read: (at: number, into: Uint8Array, start: number, length: number) => {
+          if (at !== 0) return device.read(bytes(at), into, start, length);
+          return gate.then(() => device.read(bytes(at), into, start, length));
+        },
+      },
+    );
+    const { path } = await serve({ disk: slow });
+    const client = await RawClient.go(path, 'disk');
+    client.request(CMD.READ, 0, 4096, { cookie: 1 });
+    client.request(CMD.READ, 4096, 4096, { cookie: 2 });
+    client.request(CMD.READ, 8192, 4096, { cookie: 3 });
+    for (const cookie of [2, 3]) {
+      const reply = await client.reply(4096);
+      expect(reply.cookieLow).toBe(cookie);
+      expect(reply.data).toEqual(contents(device, (cookie - 1) * 4096, 4096));
+    }
+    open();
+    const last = await client.reply(4096);
+    expect(last.cookieLow).toBe(1);
+    expect(last.data).toEqual(contents(device, 0, 4096));
+  });
+
+  it('answers what is in flight before it obeys DISC, and then closes the export', async () => {
+    const device = filled(size);
+    const { path, exports, idle } = await serve({ disk: delayed(device, () => 5) });
+    const client = await RawClient.go(path, 'disk');
+    client.request(CMD.READ, 0, 4096);
+    client.request(CMD.DISC);
+    client.request(CMD.READ, 0, 4096);
+    expect((await client.reply(4096)).data).toEqual(contents(device, 0, 4096));
+    expect(await client.closed()).toHaveLength(0);
+    await idle();
+    expect(exports.opened.get('disk')).toBe(0);
+  });
+
+  it('answers a client that has shut down its side', async () => {
+    const device = filled(size);
+    const { path, log, idle } = await serve({ disk: delayed(device, () => 5) });
+    const client = await RawClient.go(path, 'disk');
+    client.request(CMD.READ, 0, 4096);
+    client.socket.end();
+    expect((await client.reply(4096)).data).toEqual(contents(device, 0, 4096));
+    await idle();
+    expect(log).toEqual([]);
+  });
+
+  it('stops reading from a client that has too much in flight, and goes on as requests complete', async () => {
+    const waiting: (() => void)[] = [];
+    const device = Object.assign(new MemoryDevice(size), {
+      write: () => new Promise<void>((resolve) => waiting.push(resolve)),
+    });
+    const { path } = await serve({ disk: device }, { requestsInFlight: 4 });
+    const client = await RawClient.go(path, 'disk');
+    for (let cookie = 0; cookie < 50; cookie++) client.write(0, Buffer.alloc(512), 0, cookie);
+    for (let cookie = 0; cookie < 50; cookie++) {
+      while (waiting.length === 0) await new Promise((resolve) => setImmediate(resolve));
+      expect(waiting.length).toBeLessThanOrEqual(4);
+      waiting.shift()!();
+      expect((await client.reply()).cookieLow).toBe(cookie);
+    }
+  });
+
+  it('stops reading from a client that does not take its replies', async () => {
+    let reads = 0;
+    const device = Object.assign(new MemoryDevice(size), { read: () => void reads++ });
+    const { path } = await serve({ disk: device }, { replyBytes: MiB });
+    const client = await RawClient.go(path, 'disk');
+    client.reader.release();
+    for (let i = 0; i < 64; i++) client.request(CMD.READ, 0, MiB, { cookie: i });
+    const other = await RawClient.go(path, 'disk');
+    for (let i = 0; i < 20; i++) {
+      other.request(CMD.FLUSH);
+      await other.reply();
+    }
+    expect(reads).toBeLessThan(10);
+    let got = 0;
+    await new Promise<void>((resolve) => {
+      client.socket.on('data', (data) => {
+        got += data.length;
+        if (got === 64 * (16 + MiB)) resolve();
+      });
+      client.socket.resume();
+    });
+    expect(reads).toBe(64);
+  });
+
+  it('lets all connections share one device', async () => {
+    const device = new MemoryDevice(size);
+    const { path, exports } = await serve({ disk: device });
+    const clients = await Promise.all(
+      Array.from({ length: 20 }, () => RawClient.go(path, 'disk', { structured: true })),
+    );
+    expect(exports.opened.get('disk')).toBe(20);
+    for (const [i, client] of clients.entries()) client.write(i * 512, Buffer.alloc(512, i));
+    await Promise.all(clients.map((client) => client.reply()));
+    clients[0].request(CMD.READ, 0, 20 * 512);
+    const { data } = await clients[0].reply();
+    for (let i = 0; i < 20; i++) expect(data?.[i * 512]).toBe(i);
+  });
+});
+
+describe('what a client may cost', () => {
+  it.each<[string, (client: RawClient) => void, RegExp]>([
+    ['unknown client flags', (client) => client.socket.write(Buffer.from([0, 0, 1, 0])), /client flags 0x100/],
+    [
+      'garbage for options',
+      (client) => client.socket.write(Buffer.concat([Buffer.alloc(4), Buffer.alloc(16, 'x')])),
+      /IHAVEOPT/,
+    ],
+    [
+      'an endless export name',
+      (client) =>
+        client.socket.write(
+          Buffer.concat([Buffer.alloc(4), Buffer.from('IHAVEOPT\0\0\0\x01\x7f\xff\xff\xff', 'latin1')]),
+        ),
+      /bytes of options/,
+    ],
+    [
+      'a flood of options',
+      (client) => {
+        client.reader.release();
+        client.socket.resume();
+        client.socket.write(Buffer.alloc(4));
+        const one = Buffer.from('IHAVEOPT\0\0\0\x63\0\0\0\0', 'latin1');
+        client.socket.write(Buffer.concat(Array.from({ length: 1100 }, () => one)));
+      },
+      /more than 1024 options/,
+    ],
+    [
+      'half an option',
+      (client) => client.socket.end(Buffer.concat([Buffer.alloc(4), Buffer.from('IHAVE')])),
+      /middle of an option/,
+    ],
+    ['silence', () => {}, /longer than 100 ms/],
+  ])('costs %s its connection, in one line of the log', async (what, misbehave, line) => {
+    const limits = what === 'silence' ? { handshakeMs: 100 } : {};
+    const { path, log, idle } = await serve({ disk: new MemoryDevice(MiB) }, limits);
+    const good = await RawClient.go(path, 'disk');
+    const bad = new RawClient(path);
+    misbehave(bad);
+    while (log.length === 0) await new Promise((resolve) => setImmediate(resolve));
+    expect(log).toEqual([expect.stringMatching(line)]);
+    good.request(CMD.READ, 0, 512);
+    expect((await good.reply(512)).error).toBe(0);
+    good.socket.destroy();
+    bad.socket.destroy();
+    await idle();
+  });
+
+  it.each<[string, (client: RawClient) => void, RegExp]>([
+    [
+      'a request without magic',
+      (client) => client.request(CMD.READ, 0, 512, { magic: 0xdeadbeef }),
+      /without its magic/,
+    ],
+    ['half a request', (client) => client.socket.end(Buffer.from('256095', 'hex')), /middle of a request/],
+    [
+      'half a payload',
+      (client) => {
+        client.request(CMD.WRITE, 0, 4096, { data: Buffer.alloc(100) });
+        client.socket.end();
+      },
+      /middle of a request/,
+    ],
+  ])('ends a connection with %s', async (_what, misbehave, line) => {
+    const device = new MemoryDevice(MiB);
+    const { path, log, exports, idle } = await serve({ disk: device });
+    const bad = await RawClient.go(path, 'disk');
+    misbehave(bad);
+    await bad.closed();
+    bad.socket.destroy();
+    await idle();
+    expect(log).toEqual([expect.stringMatching(line)]);
+    expect(exports.opened.get('disk')).toBe(0);
+  });
+
+  it('survives a client that disappears with everything in flight', async () => {
+    const { path, exports, idle, log } = await serve({ disk: delayed(filled(MiB), () => 3) });
+    for (let i = 0; i < 20; i++) {
+      const client = await RawClient.go(path, 'disk', { structured: i % 2 === 0 });
+      for (let k = 0; k < 30; k++) client.request(CMD.READ, 0, 65536, { cookie: k });
+      client.write(0, Buffer.alloc(100_000));
+      client.socket.destroy();
+    }
+    await idle();
+    expect(exports.opened.get('disk')).toBe(0);
+    expect(log.filter((line) => !/middle of|handshake/.test(line))).toEqual([]);
+  });
+
+  it('accepts so many connections and no more', async () => {
+    const { path, log, idle } = await serve({ disk: new MemoryDevice(MiB) }, { connections: 3 });
+    const clients = await Promise.all([1, 2, 3].map(() => RawClient.go(path, 'disk')));
+    const fourth = new RawClient(path);
+    expect(await fourth.closed()).toHaveLength(0);
+    expect(log).toEqual([expect.stringContaining('refused, 3 connections')]);
+    for (const client of clients) client.socket.destroy();
+    await idle();
+    await RawClient.go(path, 'disk');
+  });
+});
+
+describe('listening', () => {
+  const inDirectory = async () => {
+    const directory = await mkdtemp(join(tmpdir(), 'dmkit-nbd-'));
+    onTestFinished(() => rm(directory, { recursive: true }));
+    return join(directory, 'nbd.sock');
+  };
+  const newServer = () => {
+    const server = new NbdServer(new FixedExports({ disk: new MemoryDevice(MiB) }));
+    onTestFinished(() => server.stop());
+    return server;
+  };
+
+  it('makes a socket that only its owner may use, and leaves nothing else', async () => {
+    const path = await inDirectory();
+    const server = newServer();
+    await server.listenUnix(path);
+    expect((await stat(path)).mode & 0o777).toBe(0o600);
+    await server.stop();
+    await expect(stat(path)).rejects.toThrow('ENOENT');
+  });
+
+  it('replaces the socket of a dead server and refuses to replace that of a living one', async () => {
+    const path = await inDirectory();
+    await newServer().listenUnix(path);
+    await expect(newServer().listenUnix(path)).rejects.toMatchObject({ code: 'NBD_LISTEN', errno: 'EBUSY' });
+    const stale = `${path}-stale`;
+    await writeFile(stale, '');
+    const orphan = createServer();
+    await new Promise<void>((resolve) => orphan.listen(`${path}-x`, resolve));
+    orphan.close();
+    await newServer().listenUnix(stale);
+    await RawClient.go(stale, 'disk');
+  });
+
+  it('says so when the path is too long or the directory is missing', async () => {
+    await expect(newServer().listenUnix(`/tmp/${'x'.repeat(110)}`)).rejects.toMatchObject({ code: 'NBD_LISTEN' });
+    await expect(newServer().listenUnix('/nonexistent/nbd.sock')).rejects.toMatchObject({ errno: 'ENOENT' });
+  });
+
+  it('listens on TCP, on loopback', async () => {
+    const server = newServer();
+    const port = await server.listenTcp({ port: 0 });
+    const socket = connect(port, '127.0.0.1');
+    const greeting = await new Promise<Buffer>((resolve) => socket.once('data', resolve));
+    expect(greeting.subarray(0, 8).toString()).toBe('NBDMAGIC');
+    socket.destroy();
+    await expect(newServer().listenTcp({ port })).rejects.toMatchObject({
+      message: expect.stringContaining(`${port}`),
+    });
+  });
+
+  it('stops after it has answered what is in flight', async () => {
+    const device = filled(MiB);
+    const { path, server, exports } = await serve({ disk: delayed(device, () => 20) });
+    const client = await RawClient.go(path, 'disk');
+    client.request(CMD.READ, 0, 4096, { cookie: 1 });
+    const idle = await RawClient.go(path, 'disk');
+    const stopped = server.stop({ drainMs: 5000 });
+    expect(await idle.closed()).toHaveLength(0);
+    idle.socket.end();
+    expect((await client.reply(4096)).data).toEqual(contents(device, 0, 4096));
+    expect(await client.closed()).toHaveLength(0);
+    client.socket.end();
+    await stopped;
+    expect(exports.opened.get('disk')).toBe(0);
+    await expect(stat(path)).rejects.toThrow('ENOENT');
+  });
+
+  it('does not wait for ever for a client that takes no replies', async () => {
+    const { path, server, exports } = await serve({ disk: new MemoryDevice(64 * MiB) });
+    const client = await RawClient.go(path, 'disk');
+    client.reader.release();
+    client.request(CMD.READ, 0, 16 * MiB);
+    await server.stop({ drainMs: 100 });
+    expect(exports.opened.get('disk')).toBe(0);
+  });
+});
