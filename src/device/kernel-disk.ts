@@ -1,7 +1,7 @@
 import fs from 'node:fs';
 import { basename, join } from 'node:path';
 import { DmError, fromSystem } from '../errors.ts';
-import { BLKDISCARD, BLKROGET, BLKSSZGET, BLKZEROOUT, PUNCH_HOLE, system } from '../lib/system.ts';
+import { BLKDISCARD, BLKSSZGET, BLKZEROOUT, PUNCH_HOLE, system } from '../lib/system.ts';
 import { type Bytes, bytes, SECTOR } from '../units.ts';
 import type { Extent, Maybe } from './block-device.ts';
 import { deviceNumber, locate } from './locate.ts';
@@ -26,10 +26,6 @@ export class KernelDisk extends PosixDevice {
     const fd = await openClaimed(path, name, mode);
     try {
       const sys = system();
-      if (mode === 'rw' && (sys ? sys.ioctlInt(fd, BLKROGET) : number(name, 'ro')) === 1)
-        throw new DmError('READ_ONLY', 'EROFS', `Cannot open ${path} for writing: the disk is read-only`, {
-          hint: `blockdev --setrw ${path} makes it writable if the disk itself is`,
-        });
       const blockSize = sys ? sys.ioctlInt(fd, BLKSSZGET) : number(name, 'queue/logical_block_size');
       return new KernelDisk(fd, path, name, blockSize, mode === 'r');
     } catch (error) {
@@ -83,6 +79,11 @@ export class KernelDisk extends PosixDevice {
 }
 
 async function openClaimed(path: string, name: string, mode: 'r' | 'rw'): Promise<number> {
+  // The kernel opens a read-only disk for writing and fails the writes.
+  if (mode === 'rw' && number(name, 'ro') === 1)
+    throw new DmError('READ_ONLY', 'EROFS', `Cannot open ${path} for writing: the disk is read-only`, {
+      hint: `blockdev --setrw ${path} makes it writable if the disk itself is`,
+    });
   try {
     return await openPath(path, mode, fs.constants.O_EXCL);
   } catch (error) {

@@ -23,7 +23,6 @@ export const PUNCH_HOLE = 0x02 | 0x01;
 export const ZERO_RANGE = 0x10 | 0x01;
 
 /** `ioctl` requests of include/uapi/linux/fs.h, the same number on every machine that `system()` supports. */
-export const BLKROGET = 0x125e;
 export const BLKSSZGET = 0x1268;
 export const BLKDISCARD = 0x1277;
 export const BLKZEROOUT = 0x127f;
