@@ -172,6 +172,7 @@ export class MappedDevice extends IoPath {
       await attempt(this.#suspend({ nolockfs: true }));
       const last = this.live;
       this.setLive(undefined);
+      this.#suspended = false;
       this.release();
       await attempt(last?.close() ?? Promise.resolve());
       if (failures.length > 0) throw failures[0];
