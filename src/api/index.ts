@@ -11,3 +11,40 @@ export type {
   TargetText,
   TargetVersion,
 } from '../mapper/control.ts';
+export type { Attachment } from '../services/attach/attach-control.ts';
+export type { DaemonControl, DaemonStatus } from '../services/daemon/daemon-control.ts';
+export { controlSocket, type Directories, directories, nbdSocket, nbdUri } from '../services/daemon/directories.ts';
+export { hasState, READY_FD, runningDaemon, startDaemon } from '../services/daemon/start.ts';
+export type { CowReport, Problem } from '../services/fork/cow-report.ts';
+export type {
+  Diff,
+  DiffOptions,
+  Dropped,
+  Fork,
+  ForkControl,
+  ForkOptions,
+  Volume,
+} from '../services/fork/fork-control.ts';
+export type { Inspection } from '../services/fork/inspect.ts';
+export {
+  type ConnectOptions,
+  DeviceMapper,
+  type OpenOptions,
+  type RemoteMapper,
+  type Served,
+  type ServeOptions,
+} from './device-mapper.ts';
+export type { Disk } from './disk.ts';
+
+/** The process that is the daemon; loads everything. */
+export async function runDaemon(options: import('../services/daemon/run-daemon.ts').RunOptions): Promise<number> {
+  return (await import('../services/daemon/run-daemon.ts')).runDaemon(options);
+}
+
+/** Says what a file or block device holds. */
+export async function inspectFile(
+  path: string,
+  options?: { originSize?: number },
+): Promise<import('../services/fork/inspect.ts').Inspection> {
+  return (await import('../services/fork/inspect.ts')).inspectFile(path, options);
+}

@@ -15,11 +15,13 @@ export interface DaemonStatus {
   nbdTcp?: { host: string; port: number };
   devices: number;
   connections: number;
+  /** The state could not be saved; a restart would bring back an older one. */
+  fault?: string;
 }
 
 /** Everything the control socket offers. */
 export interface DaemonControl extends Control, ForkControl, AttachControl {
   daemon(): Promise<DaemonStatus>;
-  /** Settles before the daemon has ended. EBUSY while devices are attached, unless forced. */
+  /** Settles when the devices are flushed and closed and another daemon may start. EBUSY while devices are attached, unless forced. */
   down(options?: { force?: boolean }): Promise<DaemonStatus>;
 }

@@ -3,6 +3,7 @@ import { mkdirSync, statSync } from 'node:fs';
 import { homedir, tmpdir } from 'node:os';
 import { join, resolve } from 'node:path';
 import { DmError, fromSystem } from '../../errors.ts';
+import { printNbdUri } from '../../formats/nbd/uri.ts';
 
 type Environment = Readonly<Record<string, string | undefined>>;
 
@@ -55,5 +56,4 @@ export const controlSocket = (run: string) => join(run, 'control.sock');
 export const nbdSocket = (run: string) => join(run, 'nbd.sock');
 
 /** The NBD URI of a mapped device: what `nbdinfo`, `qemu-img`, `nbdcopy` and libguestfs take. */
-export const nbdUri = (socket: string, name: string) =>
-  `nbd+unix:///${encodeURIComponent(name)}?socket=${encodeURIComponent(socket).replaceAll('%2F', '/')}`;
+export const nbdUri = (socket: string, name: string) => printNbdUri({ kind: 'unix', socket, exportName: name });

@@ -10,12 +10,14 @@ import { DmError, fromSystem } from '../../errors.ts';
 
 const VERSION = 1;
 
+type Content<T> = () => T | Promise<T>;
+
 export class StateFile<T> {
   readonly path: string;
   readonly #directory: string;
   #written = '';
   #running: Promise<void> | undefined;
-  #next: { content: () => T; done: Promise<void> } | undefined;
+  #next: { content: Content<T>; done: Promise<void> } | undefined;
 
   constructor(directory: string) {
     this.#directory = directory;
@@ -60,7 +62,7 @@ export class StateFile<T> {
    * Settles when a content at least as new as this call is durable. Calls that come while a save runs share the next
    * one; `content` is asked when that one begins. Nothing is written when nothing changed.
    */
-  save(content: () => T): Promise<void> {
+  save(content: Content<T>): Promise<void> {
     if (this.#next) {
       this.#next.content = content;
       return this.#next.done;
@@ -77,8 +79,8 @@ export class StateFile<T> {
     return next.done;
   }
 
-  #begin(content: () => T): Promise<void> {
-    const running = this.#write(`${JSON.stringify({ version: VERSION, state: content() }, undefined, 1)}\n`);
+  #begin(content: Content<T>): Promise<void> {
+    const running = this.#write(content);
     const ended = () => {
       if (this.#running === running) this.#running = undefined;
     };
@@ -87,7 +89,8 @@ export class StateFile<T> {
     return running;
   }
 
-  async #write(text: string): Promise<void> {
+  async #write(content: Content<T>): Promise<void> {
+    const text = `${JSON.stringify({ version: VERSION, state: await content() }, undefined, 1)}\n`;
     if (text === this.#written) return;
     const temporary = `${this.path}.new`;
     try {

@@ -164,7 +164,7 @@ export class Forks implements ForkControl {
         type: 'snapshot',
         args: `${deviceWord({ name: image })} ${deviceWord({ name: cow.path })} ${type} ${cow.chunkSize / SECTOR}`,
       };
-      origin = await this.#origin(image, size);
+      origin = await this.#origin(image, size, device.path ?? image);
       await this.#whileSuspended(await this.#originsOf(image), async () => {
         await this.#mapper.load({ name }, [table]);
         if (options.transient) await deleteCowFile(cow!.path);
@@ -238,11 +238,11 @@ export class Forks implements ForkControl {
   }
 
   /** The origin device of an image; made if there is none. */
-  async #origin(image: string, size: Bytes): Promise<{ name: string; made: boolean }> {
+  async #origin(image: string, size: Bytes, path: string): Promise<{ name: string; made: boolean }> {
     const known = (await this.#originsOf(image))[0];
     if (known) return { name: known.name, made: false };
     const names = new Set((await this.#mapper.list()).map((info) => info.name));
-    const name = originNames(image).find((candidate) => !names.has(candidate))!;
+    const name = originNames(path).find((candidate) => !names.has(candidate))!;
     const uuid = `dmkit-origin-${randomUUID()}`;
     this.#records.push({ uuid, role: 'origin', image });
     try {

@@ -1,0 +1,78 @@
+/** A mapper in this process, without a daemon. Loaded when it is first asked for. */
+import { resolve } from 'node:path';
+import { Disks } from '../device/open.ts';
+import { printNbdUri } from '../formats/nbd/uri.ts';
+import type { Control } from '../mapper/control.ts';
+import { Mapper } from '../mapper/mapper.ts';
+import { nbdUri } from '../services/daemon/directories.ts';
+import { MapperExports } from '../services/daemon/mapper-exports.ts';
+import { Forks } from '../services/fork/forks.ts';
+import { inspectFile } from '../services/fork/inspect.ts';
+import { NbdServer } from '../services/nbd/server.ts';
+import type { DeviceMapper, OpenOptions } from './device-mapper.ts';
+import { diskOf } from './disk.ts';
+
+/** Calls that go straight to the mapper. */
+const DIRECT = [
+  'version',
+  'targets',
+  'list',
+  'info',
+  'create',
+  'load',
+  'clear',
+  'suspend',
+  'resume',
+  'remove',
+  'removeAll',
+  'rename',
+  'setUuid',
+  'message',
+  'table',
+  'status',
+  'measure',
+  'wait',
+  'setGeometry',
+  'revert',
+] as const satisfies (keyof Control)[];
+
+export function openLocal({ major }: OpenOptions): DeviceMapper {
+  const mapper = new Mapper({ major, opener: new Disks() });
+  const servers: NbdServer[] = [];
+  let socket: string | undefined;
+  const forks = new Forks({ mapper, uri: (name) => (socket === undefined ? undefined : nbdUri(socket, name)) });
+  const control = Object.fromEntries(DIRECT.map((call) => [call, mapper[call].bind(mapper)])) as unknown as Control;
+  return {
+    ...control,
+    fork: (image, name, options) => forks.fork(image, name, options),
+    volumes: () => forks.volumes(),
+    diff: (name, options) => forks.diff(name, options),
+    drop: (name, options) => forks.drop(name, options),
+    inspect: inspectFile,
+
+    async device(name) {
+      const open = mapper.open({ name });
+      return diskOf(open.device, () => open.close());
+    },
+
+    async serve({ log, ...where }) {
+      const server = new NbdServer(new MapperExports(mapper), { log });
+      if ('socket' in where) {
+        const path = resolve(where.socket);
+        await server.listenUnix(path);
+        servers.push(server);
+        socket ??= path;
+        return { uri: (name) => nbdUri(path, name) };
+      }
+      const { host = '127.0.0.1' } = where;
+      const port = await server.listenTcp({ host, port: where.port });
+      servers.push(server);
+      return { port, uri: (name) => printNbdUri({ kind: 'tcp', host, port, exportName: name }) };
+    },
+
+    async close() {
+      await Promise.all(servers.map((server) => server.stop()));
+      await mapper.close();
+    },
+  };
+}
