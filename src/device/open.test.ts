@@ -43,6 +43,10 @@ test.each([
   await expect(new Disks().identify(argument, directory)).rejects.toMatchObject({ code, errno: 'ENODEV' });
 });
 
+test('an NBD URI is not taken for a relative path', async () => {
+  expect(await new Disks().identify('nbd://localhost/disk.img', directory)).toMatch(/^nbd:\/\/localhost.*\/disk.img$/);
+});
+
 test('a disk in use is not opened to be read instead', async () => {
   const device = await openDisk(join(directory, 'disk.img'), 'rw');
   await expect(openDisk(join(directory, 'disk.img'), 'rw')).rejects.toMatchObject({ errno: 'EBUSY' });

@@ -20,7 +20,7 @@ export interface Backend {
 
 const URI = /^[a-z][a-z0-9+.-]*:\/\//i;
 
-/** Absolute paths of regular files and block device nodes, and `major:minor` of kernel block devices. */
+/** Paths of regular files and block device nodes, and `major:minor` of kernel block devices. */
 export const localBackend: Backend = {
   matches: (argument) => !URI.test(argument),
   async identify(argument) {

@@ -129,7 +129,7 @@ function load(): System | null {
 
   return {
     readCached(fd, at, into, start, length) {
-      if (start < 0 || length < 0 || start + length > into.byteLength)
+      if (!(start >= 0 && length >= 0 && start + length <= into.byteLength))
         throw new RangeError(`${length} bytes at ${start} do not lie in a buffer of ${into.byteLength}`);
       let base = addresses.get(into);
       if (base === undefined) {

@@ -1,0 +1,79 @@
+import fs from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { afterAll, beforeAll, expect, test, vi } from 'vitest';
+import { LOCK_EX, PUNCH_HOLE, SEEK_DATA, SEEK_END, system } from './system.ts';
+
+const sys = system()!;
+let directory: string;
+let fd: number;
+beforeAll(() => {
+  directory = fs.mkdtempSync(join(tmpdir(), 'dmkit-system-'));
+  fd = fs.openSync(join(directory, 'file'), 'w+');
+  fs.writeSync(
+    fd,
+    Uint8Array.from({ length: 8192 }, (_, i) => (i >>> 9) + 1),
+  );
+});
+afterAll(() => {
+  fs.closeSync(fd);
+  fs.rmSync(directory, { recursive: true });
+});
+
+test('DMKIT_NO_FFI=1 turns the calls off', () => {
+  vi.stubEnv('DMKIT_NO_FFI', '1');
+  expect(system()).toBeUndefined();
+  vi.unstubAllEnvs();
+  expect(system()).toBe(sys);
+});
+
+test('reads into any part of any kind of array, and stops at the end of the file', () => {
+  const whole = new Uint8Array(16384);
+  for (const into of [
+    whole,
+    whole.subarray(100, 9000),
+    Buffer.alloc(9000),
+    new Uint8Array(new SharedArrayBuffer(9000)),
+  ]) {
+    expect(sys.readCached(fd, 512, into, 7, 1024)).toBe(1024);
+    expect([into[6], into[7], into[518], into[519], into[1030], into[1031]]).toEqual([0, 2, 2, 3, 3, 0]);
+    into.fill(0);
+  }
+  expect(sys.readCached(fd, 7680, whole, 0, 4096)).toBe(512);
+  expect(sys.readCached(fd, 8192, whole, 0, 4096)).toBe(0);
+});
+
+test('refuses to read beyond a buffer, also one whose memory has gone', () => {
+  const into = new Uint8Array(4096);
+  expect(sys.readCached(fd, 0, into, 0, 4096)).toBe(4096);
+  for (const [start, length] of [
+    [1, 4096],
+    [4096, 1],
+    [-1, 512],
+    [0, -1],
+    [Number.NaN, 512],
+  ])
+    expect(() => sys.readCached(fd, 0, into, start, length)).toThrow(RangeError);
+  structuredClone(into.buffer, { transfer: [into.buffer] });
+  expect(() => sys.readCached(fd, 0, into, 0, 512)).toThrow(RangeError);
+});
+
+test('carries the errno of every call', async () => {
+  expect(sys.seek(fd, 0, SEEK_END)).toBe(8192);
+  expect(sys.seek(fd, 8192, SEEK_DATA)).toBe(-6);
+  expect(sys.seek(-1, 0, SEEK_END)).toBe(-9);
+  expect(() => sys.lock(-1, LOCK_EX)).toThrow(expect.objectContaining({ code: 'EBADF', syscall: 'flock' }));
+  expect(() => sys.ioctlInt(fd, 0x1268)).toThrow(expect.objectContaining({ code: 'ENOTTY' }));
+  await expect(sys.ioctlRange(fd, 0x1277, 0, 512)).rejects.toMatchObject({ code: 'ENOTTY' });
+  await expect(sys.fallocate(fd, 0x80, 0, 512)).rejects.toMatchObject({ code: 'EOPNOTSUPP' });
+});
+
+test('takes more calls at once than there are places on the threads, each with its own errno', async () => {
+  const calls = Array.from({ length: 1000 }, (_, i) =>
+    sys.fallocate(i % 3 === 0 ? -1 : fd, i % 3 === 1 ? 0x80 : PUNCH_HOLE, 8192, 512).then(
+      () => '',
+      (error) => error.code,
+    ),
+  );
+  expect(await Promise.all(calls)).toEqual(calls.map((_, i) => ['EBADF', 'EOPNOTSUPP', ''][i % 3]));
+});
