@@ -59,12 +59,13 @@ export class DeviceIndex {
   /** Throws EINVAL for what can be no name, EBUSY for one in use. */
   checkName(name: string): void {
     checkName(name);
-    if (this.#byName.has(name)) throw inUse('NAME', `name "${name}"`, `remove it first: dmkit dmsetup remove ${name}`);
+    if (this.#byName.has(name))
+      throw inUse('NAME_IN_USE', `name "${name}"`, `remove it first: dmkit dmsetup remove ${name}`);
   }
 
   checkUuid(uuid: string): void {
     checkUuid(uuid);
-    if (this.#byUuid.has(uuid)) throw inUse('UUID', `uuid "${uuid}"`);
+    if (this.#byUuid.has(uuid)) throw inUse('UUID_IN_USE', `uuid "${uuid}"`);
   }
 
   add(device: MappedDevice): void {
@@ -125,5 +126,5 @@ function checkUuid(uuid: string): void {
     throw new DmError('UUID_INVALID', 'EINVAL', `Cannot take the uuid "${uuid}": at most ${UUID_BYTES_MAX} bytes`);
 }
 
-const inUse = (what: 'NAME' | 'UUID', text: string, hint?: string) =>
-  new DmError(`${what}_IN_USE`, 'EBUSY', `Cannot take the ${text}: another mapped device has it`, { hint });
+const inUse = (code: 'NAME_IN_USE' | 'UUID_IN_USE', text: string, hint?: string) =>
+  new DmError(code, 'EBUSY', `Cannot take the ${text}: another mapped device has it`, { hint });

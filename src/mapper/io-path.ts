@@ -96,7 +96,7 @@ export class IoPath implements BlockDevice {
     if (table === undefined) return this.#wait('discard', at, length);
     if (table.readOnly) throw readOnly(this.name);
     if (!table.canDiscard)
-      throw new DmError('NOT_SUPPORTED', 'EOPNOTSUPP', `Cannot discard on ${this.name}: not every target of it can`);
+      throw new DmError('CANNOT_DISCARD', 'EOPNOTSUPP', `Cannot discard on ${this.name}: not every target of it can`);
     if (at < 0 || at + length > this.#size) throw outOfRange(this.name, at, length, this.#size);
     const wait = table.discard(at, length);
     if (wait !== undefined) return this.#track(wait);

@@ -314,12 +314,12 @@ export class MappedDevice extends IoPath {
   }
 
   async #resume(): Promise<void> {
+    if (!this.#suspended) return;
     const table = this.live;
     if (!table)
       throw new DmError('NO_TABLE', 'EINVAL', `Cannot resume ${this.storedName}: it has no table`, {
         hint: `load one first: dmkit dmsetup load ${this.storedName} --table '…'`,
       });
-    if (!this.#suspended) return;
     await table.preresume();
     table.resume();
     this.#suspended = false;
