@@ -16,9 +16,8 @@ run() {
   [ $status -eq 0 ] || { cat why >&2; echo "[exit $status]"; }
 }
 put() {
-  local failed="" bytes=$(($5 * 512))
-  dd if="$1" of=slice bs=512 skip="$3" count="$5" 2>/dev/null
-  dd if=slice of="/dev/mapper/$2" bs=$bytes seek=$(($4 * 512)) count=1 oflag=direct,seek_bytes conv=notrunc,fsync 2>why ||
+  local failed="" from="bs=$(($5 * 512)) count=1 skip=$(($3 * 512)) iflag=skip_bytes"
+  dd if="$1" of="/dev/mapper/$2" $from seek=$(($4 * 512)) oflag=direct,seek_bytes conv=notrunc,fsync 2>why ||
     failed=" [failed: $(sed -n 's/^dd: .*: //p' why | head -1)]"
   echo "put $1 /dev/mapper/$2 $3 $4 $5$failed"
 }
@@ -31,7 +30,11 @@ state() {
     sed -n "s/^$name: /status &/p" statuses
   done
 }
-sum() { echo "sha256 $1 $(sha256sum "/dev/mapper/$2" | cut -d' ' -f1)"; }
+sum() {
+  local sum
+  sum=$(sha256sum "/dev/mapper/$2" 2>why) || sum=$(sed 's/.*: \\(.*\\)/[failed: \\1]/' why)
+  echo "sha256 $1 \${sum%%  *}"
+}
 keep() { cat "/dev/loop$2" >"/job/$1.img"; echo "keep $1.img"; }
 `;
 

@@ -8,6 +8,7 @@
  *
  * Disks are `/dev/loopN`, numbered 7:N, in memory.
  */
+import type { BlockDevice } from '../../src/device/block-device.ts';
 import { MemoryDevice } from '../../src/device/memory.ts';
 import { DmError, errnoText } from '../../src/errors.ts';
 import { Mapper } from '../../src/mapper/mapper.ts';
@@ -20,15 +21,20 @@ export class Session {
   /** The kernel's usual major. */
   readonly mapper = new Mapper({ major: 253, opener: this.disks });
   readonly log: string[] = [];
-  readonly #loops: MemoryDevice[] = [];
+  readonly #loops: BlockDevice[] = [];
 
   /** Makes `/dev/loopN`, zeroes where there is no content. */
   loop(index: number, sectors: number, content?: Uint8Array): MemoryDevice {
     const disk = new MemoryDevice(sectors * SECTOR, { name: `7:${index}` });
     if (content) disk.write(bytes(0), content, 0, content.length);
+    this.add(index, disk);
+    return disk;
+  }
+
+  /** Makes a disk that is called `7:N` known as `/dev/loopN`. */
+  add(index: number, disk: BlockDevice): void {
     this.disks.add(disk, `/dev/loop${index}`);
     this.#loops[index] = disk;
-    return disk;
   }
 
   content(index: number): Promise<Buffer> {
@@ -42,7 +48,7 @@ export class Session {
       if (word === 'run') this.log.push(...(await this.#logged(rest.join(' ').replaceAll('"', ''))));
       else if (word === 'put') await this.#loggedPut(rest);
       else if (word === 'state') this.log.push(`# state ${rest[0]}`, ...(await this.state()));
-      else if (word === 'sum') this.log.push(`sha256 ${rest[0]} ${await this.sum(rest[1])}`);
+      else if (word === 'sum') await this.#loggedSum(rest);
       else throw new Error(`A scenario has no line such as: ${line}`);
     }
     return this.log.slice(from);
@@ -105,6 +111,14 @@ export class Session {
       if (error instanceof DmError) return [`$ ${command}`, '[exit 1]'];
       throw error;
     }
+  }
+
+  async #loggedSum([label, name]: string[]): Promise<void> {
+    const sum = await this.sum(name).catch((error) => {
+      if (error instanceof DmError) return `[failed: ${errnoText(error.errno)}]`;
+      throw error;
+    });
+    this.log.push(`sha256 ${label} ${sum}`);
   }
 
   async #loggedPut([tag, name, skip, seek, count]: string[]): Promise<void> {
