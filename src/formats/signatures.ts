@@ -24,6 +24,8 @@ const entry = (kind: Signature['kind'], name: string, at: number, bytes: string,
   tool,
 });
 
+export const COW_STORE = 'snapshot COW store';
+
 /** Bytes from the start of a disk that `recognise` wants to see. */
 export const SIGNATURE_BYTES = 0x10048;
 
@@ -43,7 +45,7 @@ export const SIGNATURES: readonly Signature[] = [
   entry('image', 'xz', 0, '\xfd7zXZ\0', 'unxz'),
   entry('image', 'zstd', 0, '\x28\xb5\x2f\xfd', 'unzstd'),
   entry('image', 'bzip2', 0, 'BZh', 'bunzip2'),
-  entry('store', 'snapshot COW store', 0, 'SnAp'),
+  entry('store', COW_STORE, 0, 'SnAp'),
   entry('store', 'thin pool metadata', 32, '\xba\x52\x9c\x01\0\0\0\0'),
   ...[0, 512, 1024, 1536].map((at) => entry('store', 'LVM2 physical volume', at, 'LABELONE')),
   entry('volume', 'LUKS container', 0, 'LUKS\xba\xbe'),

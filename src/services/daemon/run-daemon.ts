@@ -16,6 +16,8 @@ export interface RunOptions extends Directories {
 /** Resolves with the exit status when the daemon has ended. SIGTERM and SIGINT end it in order, a second one at once. */
 export async function runDaemon({ readyFd, ...options }: RunOptions): Promise<number> {
   const background = readyFd !== undefined;
+  // What `ps`, and whoever finds one of our locks, shows.
+  process.title = 'dmkit';
   process.umask(0o077);
   const tell = (text: string): void => {
     if (readyFd === undefined) return;

@@ -27,6 +27,9 @@ export interface Problem {
   count: number;
 }
 
+/** As much of a device as is needed here. */
+export type Readable = Pick<BlockDevice, 'size' | 'blockSize' | 'read'>;
+
 export interface CowReport {
   /** Nothing was ever written: the first use makes a store. */
   blank: boolean;
@@ -47,7 +50,7 @@ export interface CowReport {
 const PIECE = 1024 * 1024;
 
 /** Reads the whole list of exceptions, a MiB at a time. Throws only what the device throws. */
-export async function inspectCow(device: BlockDevice, origin?: { size: number }): Promise<CowReport> {
+export async function inspectCow(device: Readable, origin?: { size: number }): Promise<CowReport> {
   const found = new Map<string, Problem>();
   const problem = (kind: string, message: string) => {
     const known = found.get(kind);

@@ -11,7 +11,7 @@ export async function imageFormat(path: string): Promise<Signature | undefined> 
     const start = new Uint8Array(SIGNATURE_BYTES);
     const { bytesRead } = await file.read(start, 0, start.length, 0);
     const found = recognise(start.subarray(0, bytesRead));
-    return found?.kind === 'image' || found?.name === 'snapshot COW store' ? found : undefined;
+    return found?.kind === 'image' || found?.name === COW_STORE ? found : undefined;
   } finally {
     await file.close();
   }

@@ -1,9 +1,9 @@
-import { open } from 'node:fs/promises';
+import { type FileHandle, open, readFile } from 'node:fs/promises';
 import { resolve } from 'node:path';
-import { localBackend } from '../../device/open.ts';
 import { fromSystem } from '../../errors.ts';
-import { recognise, SIGNATURE_BYTES } from '../../formats/signatures.ts';
-import { type CowReport, inspectCow } from './cow-report.ts';
+import { COW_STORE, recognise, SIGNATURE_BYTES } from '../../formats/signatures.ts';
+import { bytes, SECTOR } from '../../units.ts';
+import { type CowReport, inspectCow, type Readable } from './cow-report.ts';
 
 export interface Inspection {
   path: string;
@@ -20,36 +20,51 @@ export interface Inspection {
 /** Says what a file or block device holds. Reads only, and takes no lock: a store in use may change meanwhile. */
 export async function inspectFile(path: string, { originSize }: { originSize?: number } = {}): Promise<Inspection> {
   const absolute = resolve(path);
-  const start = Buffer.alloc(SIGNATURE_BYTES);
-  let size: number;
-  let length: number;
   try {
     const file = await open(absolute, 'r');
     try {
-      length = (await file.read(start, 0, start.length, 0)).bytesRead;
-      size = (await file.stat()).size;
+      const size = await sizeOf(file);
+      const start = Buffer.alloc(SIGNATURE_BYTES);
+      const { bytesRead } = await file.read(start, 0, start.length, 0);
+      const found = recognise(start.subarray(0, bytesRead));
+      const inspection: Inspection = {
+        path: absolute,
+        size,
+        kind: found?.kind ?? 'unknown',
+        format: found?.name,
+        blank: start.every((byte) => byte === 0),
+      };
+      if (found?.name === COW_STORE)
+        inspection.cow = await inspectCow(
+          reader(file, size),
+          originSize === undefined ? undefined : { size: originSize },
+        );
+      return inspection;
     } finally {
       await file.close();
     }
   } catch (error) {
     throw fromSystem(error, `Cannot inspect ${absolute}`);
   }
-  const found = recognise(start.subarray(0, length));
-  const inspection: Inspection = {
-    path: absolute,
-    size,
-    kind: found?.kind ?? 'unknown',
-    format: found?.name,
-    blank: start.every((byte) => byte === 0),
-  };
-  if (found?.name === 'snapshot COW store') {
-    const device = await localBackend.open(absolute, 'r');
-    try {
-      inspection.size = device.size;
-      inspection.cow = await inspectCow(device, originSize === undefined ? undefined : { size: originSize });
-    } finally {
-      await device.close();
-    }
-  }
-  return inspection;
 }
+
+/** A block device has no size in its inode. */
+async function sizeOf(file: FileHandle): Promise<number> {
+  const stat = await file.stat();
+  if (!stat.isBlockDevice()) return stat.size;
+  const sysfs = `/sys/dev/block/${stat.rdev >>> 8}:${stat.rdev & 0xff}/size`;
+  return Number(await readFile(sysfs, 'utf8')) * SECTOR;
+}
+
+/** Without the lock of a disk that is in use: who looks does no harm. */
+const reader = (file: FileHandle, size: number): Readable => ({
+  size: bytes(Math.floor(size / SECTOR) * SECTOR),
+  blockSize: SECTOR,
+  async read(at, into, start, length) {
+    for (let done = 0; done < length; ) {
+      const { bytesRead } = await file.read(into, start + done, length - done, at + done);
+      if (bytesRead === 0) throw new Error(`the file ends at ${at + done}`);
+      done += bytesRead;
+    }
+  },
+});

@@ -1,0 +1,88 @@
+/** From the words of a command line to an exit status. */
+
+import { DmError } from '../api/index.ts';
+import {
+  helpText,
+  nearest,
+  readArguments,
+  type ShortCommand,
+  type ShortIo,
+  UsageError,
+  usageLine,
+} from './short/command.ts';
+import { COMMANDS } from './short/commands.ts';
+
+/** 0: done. 1: failed. 2: the command line is wrong. `program`: the name we were called by. */
+export async function run(program: string, argv: readonly string[], io: ShortIo): Promise<number> {
+  if (program === 'dmsetup' || program === 'devmap_name' || program === 'dmstats') return runDmsetup(program, argv, io);
+  const [name, ...rest] = argv;
+  if (name !== undefined && isDmsetup(name)) return runDmsetup(name, rest, io);
+  if (name === undefined || name === 'help' || name === '--help' || name === '-h') {
+    (name === undefined ? io.stderr : io.stdout).write(overview());
+    return name === undefined ? 2 : 0;
+  }
+  if (name === '--version') {
+    const { version } = await import('./version.ts');
+    io.stdout.write(`dmkit ${version()}\n`);
+    return 0;
+  }
+  if (!Object.hasOwn(COMMANDS, name)) {
+    const close = nearest(name, [...Object.keys(COMMANDS), 'dmsetup']);
+    io.stderr.write(`dmkit: there is no command ${JSON.stringify(name)}\n`);
+    io.stderr.write(close ? `did you mean: dmkit ${close}\n` : 'dmkit help lists what there is\n');
+    return 2;
+  }
+  const { command } = await COMMANDS[name].load();
+  return runShort(command, rest, io);
+}
+
+async function runShort(command: ShortCommand, argv: readonly string[], io: ShortIo): Promise<number> {
+  try {
+    const call = readArguments(command, argv, io);
+    if (call) return (await command.run(call)) ?? 0;
+    io.stdout.write(helpText(command));
+    return 0;
+  } catch (error) {
+    if (error instanceof UsageError) {
+      io.stderr.write(`dmkit ${command.name}: ${error.message}\n${error.hint ?? usageLine(command)}\n`);
+      return 2;
+    }
+    if (!(error instanceof DmError)) throw error;
+    tell(error, io);
+    return 1;
+  }
+}
+
+const DMSETUP_NAMES = { dmsetup: 'dmsetup', dmstats: 'dmstats', devmap_name: 'devmapName' } as const;
+type DmsetupName = keyof typeof DMSETUP_NAMES;
+const isDmsetup = (name: string): name is DmsetupName => Object.hasOwn(DMSETUP_NAMES, name);
+
+async function runDmsetup(name: DmsetupName, argv: readonly string[], io: ShortIo): Promise<number> {
+  const door = await import('./dmsetup/dmsetup.ts');
+  try {
+    return await door[DMSETUP_NAMES[name]](argv, io);
+  } catch (error) {
+    if (!(error instanceof DmError)) throw error;
+    tell(error, io);
+    return 1;
+  }
+}
+
+function tell(error: DmError, io: ShortIo): void {
+  io.stderr.write(`dmkit: ${error.message}\n`);
+  if (error.hint) io.stderr.write(`hint: ${error.hint.replaceAll('\n', '\n      ')}\n`);
+}
+
+function overview(): string {
+  const width = Math.max(...Object.keys(COMMANDS).map((name) => name.length), 'dmsetup'.length);
+  const rows = Object.entries(COMMANDS).map(([name, { summary }]) => `  ${name.padEnd(width)}  ${summary}\n`);
+  return `dmkit: forks and snapshots of disk images in the Linux kernel's own formats, served over NBD
+
+  dmkit fork disk.img dev     a writable copy of disk.img, called dev
+  dmkit ls                    what there is, and where
+
+${rows.join('')}  ${'dmsetup'.padEnd(width)}  all of it as Linux administrators know it: dmkit dmsetup help
+
+dmkit COMMAND --help says more. Exit status: 0 done, 1 failed, 2 wrong command line.
+`;
+}

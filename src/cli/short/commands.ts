@@ -1,0 +1,18 @@
+import type { ShortCommand } from './command.ts';
+
+/** Loaded one at a time: a command starts as fast as its own file. */
+export const COMMANDS: Readonly<Record<string, { summary: string; load: () => Promise<{ command: ShortCommand }> }>> = {
+  fork: { summary: 'make a writable copy of an image in a millisecond', load: () => import('./fork.ts') },
+  ls: { summary: 'list forks, origins and every other mapped device', load: () => import('./ls.ts') },
+  uri: { summary: 'print the NBD URI of a device', load: () => import('./uri.ts') },
+  attach: { summary: 'make a real block device of a device', load: () => import('./attach.ts') },
+  detach: { summary: 'take the block device away again', load: () => import('./detach.ts') },
+  diff: { summary: 'show what differs between a fork and its origin', load: () => import('./diff.ts') },
+  revert: { summary: 'make a fork equal to its origin again', load: () => import('./revert.ts') },
+  drop: { summary: 'remove a fork and its COW file', load: () => import('./drop.ts') },
+  inspect: { summary: 'say what a file holds: a COW store, a pool, an image', load: () => import('./inspect.ts') },
+  up: { summary: 'start the daemon', load: () => import('./up.ts') },
+  down: { summary: 'stop the daemon; its devices come back with the next start', load: () => import('./down.ts') },
+  links: { summary: 'make links so that scripts find dmsetup', load: () => import('./links.ts') },
+  demo: { summary: 'show and check all this on an image of its own', load: () => import('./demo.ts') },
+};

@@ -1,0 +1,63 @@
+import {
+  type DaemonStatus,
+  DmError,
+  directories,
+  READY_FD,
+  runDaemon,
+  runningDaemon,
+  startDaemon,
+} from '../../api/index.ts';
+import { version } from '../version.ts';
+import { define, printJson, UsageError } from './command.ts';
+
+export const command = define({
+  name: 'up',
+  operands: '',
+  summary: 'Starts the daemon and brings back every device it had. Any command that needs it does so by itself.',
+  help: `Sockets: control.sock and nbd.sock in $DMKIT_DIR, else /run/dmkit (root), else $XDG_RUNTIME_DIR/dmkit.
+Tables and log: $DMKIT_STATE, else /var/lib/dmkit (root), else ~/.local/state/dmkit.`,
+  options: {
+    foreground: { help: 'stay, and log to stderr: for service managers' },
+    'nbd-tcp': {
+      value: '[HOST:]PORT',
+      help: 'serve NBD over TCP too, on loopback unless told otherwise; there is no access control',
+    },
+    json: { help: 'print the status as JSON' },
+  },
+  async run({ options, io }) {
+    const where = directories(io.env);
+    const nbdTcp = parseAddress(options['nbd-tcp']);
+    if (options.foreground !== undefined) {
+      const readyFd = io.env[READY_FD] === undefined ? undefined : Number(io.env[READY_FD]);
+      return runDaemon({ ...where, version: version(), nbdTcp, readyFd });
+    }
+    const before = await runningDaemon(where);
+    const daemon = before ?? (await startDaemon(where, nbdTcp ? [`--nbd-tcp=${options['nbd-tcp']}`] : []));
+    const status = await daemon.daemon();
+    if (before && nbdTcp && status.nbdTcp?.port !== nbdTcp.port)
+      throw new DmError(
+        'DAEMON_RUNS',
+        'EBUSY',
+        `Cannot serve NBD over TCP: the daemon with pid ${status.pid} runs without`,
+        {
+          hint: `dmkit down; dmkit up --nbd-tcp ${options['nbd-tcp']}`,
+        },
+      );
+    if (options.json !== undefined) printJson(io, status);
+    else io.stdout.write(describe(status, before !== undefined));
+  },
+});
+
+function describe({ pid, run, state, devices, nbdTcp }: DaemonStatus, before: boolean): string {
+  const tcp = nbdTcp ? `  TCP    ${nbdTcp.host} port ${nbdTcp.port}\n` : '';
+  return `the daemon ${before ? 'runs already' : 'runs'} (pid ${pid}) with ${devices} devices\n  run    ${run}\n  state  ${state}\n${tcp}`;
+}
+
+/** Throws UsageError. */
+function parseAddress(text: string | undefined): { host?: string; port: number } | undefined {
+  if (text === undefined) return undefined;
+  const match = /^(?:(.+):)?(\d{1,5})$/.exec(text);
+  const port = Number(match?.[2]);
+  if (!match || port > 65535) throw new UsageError(`--nbd-tcp is ${JSON.stringify(text)}, not [HOST:]PORT`);
+  return { host: match[1]?.replace(/^\[(.*)\]$/, '$1'), port };
+}
