@@ -71,10 +71,17 @@ export class PersistentStore implements ExceptionStore {
   /** Allocated and not yet durable, in order of allocation; the first `#head` are gone. */
   #queue: Allocation[] = [];
   #head = 0;
+  /** Settled ones among them. */
+  #settled = 0;
   #waiters: Waiter[] = [];
   /** The next batch waits for the exceptions up to this new chunk to settle. */
   #gate = 0;
-  #running = false;
+  #running: Promise<void> | undefined;
+  /**
+   * Length of a batch that found no space. Part of it may be on the disk, even the area that leads to the later ones: it
+   * is repeated as it was, so that what a reader may already find does not change under it.
+   */
+  #unfinished = 0;
   #invalidated: Promise<void> | undefined;
 
   private constructor(cow: BlockDevice, layout: Layout) {
@@ -130,6 +137,7 @@ export class PersistentStore implements ExceptionStore {
     const allocation = this.#queue[i];
     if (ok) {
       allocation.state = 'settled';
+      this.#settled++;
       this.#completed.add(allocation.oldChunk, newChunk);
       if (newChunk > this.lastSettled) this.lastSettled = newChunk;
     } else if (i === this.#queue.length - 1 && this.#queue.length > this.#head) {
@@ -152,15 +160,18 @@ export class PersistentStore implements ExceptionStore {
   async invalidate(): Promise<void> {
     this.valid = false;
     this.#invalidated ??= this.#writeInvalid();
+    if (this.#waiters.length > 0 && !this.#running) this.#start();
     await this.#invalidated;
   }
 
   usage(): Usage {
-    const { chunkSize } = this.layout;
+    const { chunkSize, entries } = this.layout;
+    // As if every settled exception were committed, which the kernel does at once.
+    const areas = this.#areaIndex + Math.floor((this.#committed + this.#settled) / entries) + 1;
     return {
       allocated: sector(this.#nextFree * chunkSize),
       total: toSectors(this.#cow.size),
-      metadata: sector((this.#areaIndex + 2) * chunkSize),
+      metadata: sector((1 + areas) * chunkSize),
     };
   }
 
@@ -173,6 +184,9 @@ export class PersistentStore implements ExceptionStore {
    * whoever opens it next makes it anew. Only then is the list emptied, and the header written last.
    */
   async reset(): Promise<void> {
+    // A batch, or a header that says invalid, may still be on its way to the disk.
+    await this.#running;
+    await this.#invalidated;
     await this.#cow.write(bytes(0), new Uint8Array(SECTOR), 0, SECTOR);
     await this.#cow.flush();
     await this.#create();
@@ -181,6 +195,8 @@ export class PersistentStore implements ExceptionStore {
     this.#completed = new ChunkMap();
     this.#queue = [];
     this.#head = 0;
+    this.#settled = 0;
+    this.#unfinished = 0;
     this.#nextFree = 2;
     this.lastSettled = -1;
     this.#area = new Uint8Array(this.layout.chunkBytes);
@@ -216,28 +232,37 @@ export class PersistentStore implements ExceptionStore {
     const read = (index: number) => {
       const at = this.#areaAt(index);
       if (at + chunkBytes > this.#cow.size) return;
-      reads[index % ahead] = this.#cow.read(at, buffers[index % ahead], 0, chunkBytes);
-    };
-    for (let index = 0; index < ahead; index++) read(index);
-    for (let index = 0; ; index++) {
-      if (this.#areaAt(index) + chunkBytes > this.#cow.size)
-        throw new FormatError(
-          'COW_TRUNCATED',
-          'EIO',
-          `Cannot read area ${index} of the exception store on ${this.#cow.name}: it lies beyond the device's ${this.#cow.size} bytes`,
-        );
-      const wait = reads[index % ahead];
-      if (wait) await wait;
-      const area = buffers[index % ahead];
-      const count = eachException(new DataView(area.buffer), (oldChunk, newChunk) =>
-        this.#adopt(index, oldChunk, newChunk),
-      );
-      if (count < entries) {
-        this.#takeLast(index, area, count);
-        await settleAll(reads);
-        return;
+      try {
+        const wait = this.#cow.read(at, buffers[index % ahead], 0, chunkBytes);
+        // Its turn may never come: then nobody minds that it failed.
+        wait?.catch(() => {});
+        reads[index % ahead] = wait;
+      } catch (error) {
+        reads[index % ahead] = Promise.reject(error);
+        reads[index % ahead]?.catch(() => {});
       }
-      read(index + ahead);
+    };
+    try {
+      for (let index = 0; index < ahead; index++) read(index);
+      for (let index = 0; ; index++) {
+        if (this.#areaAt(index) + chunkBytes > this.#cow.size)
+          throw new FormatError(
+            'COW_TRUNCATED',
+            'EIO',
+            `Cannot read area ${index} of the exception store on ${this.#cow.name}: it lies beyond the device's ${this.#cow.size} bytes`,
+          );
+        const wait = reads[index % ahead];
+        if (wait) await wait;
+        const area = buffers[index % ahead];
+        const count = eachException(new DataView(area.buffer), (oldChunk, newChunk) =>
+          this.#adopt(index, oldChunk, newChunk),
+        );
+        if (count < entries) return this.#takeLast(index, area, count);
+        read(index + ahead);
+      }
+    } finally {
+      // The buffers are the device's until then, and the device may be closed when this has thrown.
+      await Promise.allSettled(reads);
     }
   }
 
@@ -276,18 +301,19 @@ export class PersistentStore implements ExceptionStore {
    * microtask: all requests of one turn of the event loop share it too.
    */
   #start(): void {
-    this.#running = true;
-    queueMicrotask(() => this.#batches());
+    this.#running = Promise.resolve().then(() => this.#batches());
   }
 
   async #batches(): Promise<void> {
     while (this.#waiters.length > 0) {
       const ready = this.#settledPrefix();
-      if (this.valid && (ready === 0 || this.#queue[this.#head + ready - 1].newChunk < this.#gate)) break;
-      this.#release(this.valid ? await this.#write(ready) : 'invalid');
+      // The gate itself may be gone: a chunk whose data could not be written was given up.
+      const open = this.#queue.at(this.#head + ready);
+      if (this.valid && open && open.newChunk <= this.#gate) break;
+      this.#release(this.valid ? await this.#write(this.#unfinished || ready) : 'invalid');
       this.#gate = this.#queue.at(-1)?.newChunk ?? 0;
     }
-    this.#running = false;
+    this.#running = undefined;
   }
 
   #settledPrefix(): number {
@@ -313,7 +339,9 @@ export class PersistentStore implements ExceptionStore {
         await this.#cow.flush();
         this.#staleTail = false;
       }
+      this.#unfinished = count;
       await this.#writeAreas(count);
+      this.#unfinished = 0;
       return this.valid ? 'durable' : 'invalid';
     } catch (error) {
       if (error instanceof DmError && error.errno === 'ENOSPC') return 'full';
@@ -328,11 +356,13 @@ export class PersistentStore implements ExceptionStore {
     let area = first;
     let index = this.#areaIndex;
     let filled = this.#committed;
+    let written = 0;
     const end = this.#head + count;
     const writeLater = () => (area === first ? undefined : this.#cow.write(this.#areaAt(index), area, 0, chunkBytes));
     for (let i = this.#head; i < end; i++) {
       const { oldChunk, newChunk, state } = this.#queue[i];
       if (state === 'dropped') continue;
+      written++;
       setException(new DataView(area.buffer), filled++, oldChunk, newChunk);
       if (filled < entries) continue;
       await writeLater();
@@ -347,6 +377,7 @@ export class PersistentStore implements ExceptionStore {
     this.#area = area;
     this.#areaIndex = index;
     this.#committed = filled;
+    this.#settled -= written;
     this.#head = end;
     if (this.#head > 4096 || this.#head === this.#queue.length) {
       this.#queue.splice(0, this.#head);
@@ -370,9 +401,6 @@ interface Allocation {
   newChunk: number;
   state: 'open' | 'settled' | 'dropped';
 }
-
-/** Waits for reads whose data nobody wants any more; their failures do not matter. */
-const settleAll = (reads: readonly Maybe[]) => Promise.allSettled(reads);
 
 /**
  * What the first chunk of a COW device says. `blank`: no store yet; `layout` is then what one made with `chunkSize`
