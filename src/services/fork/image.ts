@@ -1,7 +1,7 @@
 /** Whether the bytes of an image are the disk's own. */
 import { open } from 'node:fs/promises';
 import { DmError } from '../../errors.ts';
-import { recognise, SIGNATURE_BYTES, type Signature } from '../../formats/signatures.ts';
+import { COW_STORE, recognise, SIGNATURE_BYTES, type Signature } from '../../formats/signatures.ts';
 
 /** Undefined for a raw image, and for what is no regular file (a block device holds what it shows). */
 export async function imageFormat(path: string): Promise<Signature | undefined> {

@@ -1,5 +1,6 @@
 import { type FileHandle, open, readFile } from 'node:fs/promises';
 import { resolve } from 'node:path';
+import { deviceNumber } from '../../device/locate.ts';
 import { fromSystem } from '../../errors.ts';
 import { COW_STORE, recognise, SIGNATURE_BYTES } from '../../formats/signatures.ts';
 import { bytes, SECTOR } from '../../units.ts';
@@ -50,10 +51,9 @@ export async function inspectFile(path: string, { originSize }: { originSize?: n
 
 /** A block device has no size in its inode. */
 async function sizeOf(file: FileHandle): Promise<number> {
-  const stat = await file.stat();
-  if (!stat.isBlockDevice()) return stat.size;
-  const sysfs = `/sys/dev/block/${stat.rdev >>> 8}:${stat.rdev & 0xff}/size`;
-  return Number(await readFile(sysfs, 'utf8')) * SECTOR;
+  const stat = await file.stat({ bigint: true });
+  if (!stat.isBlockDevice()) return Number(stat.size);
+  return Number(await readFile(`/sys/dev/block/${deviceNumber(stat)}/size`, 'utf8')) * SECTOR;
 }
 
 /** Without the lock of a disk that is in use: who looks does no harm. */
