@@ -289,7 +289,8 @@ export class NbdDevice implements BlockDevice {
     }
     for (const request of this.#waiting) request.restart();
     if (this.#lost) this.#rejectWaiting((request) => (request.type === CMD.FLUSH ? this.#lostError() : undefined));
-    if (!this.#closing.signal.aborted) void this.#reconnect(reason);
+    if (this.#closing.signal.aborted) this.#rejectWaiting(() => this.#closedError());
+    else void this.#reconnect(reason);
   }
 
   #rejectWaiting(why: (request: NbdRequest) => DmError | undefined): void {
@@ -341,7 +342,11 @@ export class NbdDevice implements BlockDevice {
         last = error as Error;
       }
     }
-    this.#rejectWaiting(() => new DmError('NBD_GONE', 'EIO', `${this.name} was closed`));
+    this.#rejectWaiting(() => this.#closedError());
+  }
+
+  #closedError(): DmError {
+    return new DmError('NBD_GONE', 'EIO', `${this.name} was closed`);
   }
 
   #difference({ geometry: { size, flags, minimum } }: NbdLink): DmError | undefined {

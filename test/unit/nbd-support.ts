@@ -60,25 +60,33 @@ export interface Served {
   idle(): Promise<void>;
 }
 
-/** A server on a Unix socket that lives as long as the test. */
-export async function serve(
+/** A server on a Unix socket in a directory of its own. */
+export async function start(
   devices: Record<string, BlockDevice & Partial<OpenExport>>,
   limits: Partial<Limits> = {},
-): Promise<Served> {
+): Promise<Served & { stop(): Promise<void> }> {
   const directory = await mkdtemp(join(tmpdir(), 'dmkit-nbd-'));
   const path = join(directory, 'nbd.sock');
   const log: string[] = [];
   const exports = new FixedExports(devices);
   const server = new NbdServer(exports, { log: (line) => log.push(line), limits });
   await server.listenUnix(path);
-  onTestFinished(async () => {
+  const stop = async () => {
     await server.stop({ drainMs: 200 });
     await rm(directory, { recursive: true });
-  });
+  };
   const idle = async () => {
     while (server.connectionCount > 0) await new Promise((resolve) => setImmediate(resolve));
   };
-  return { server, exports, path, log, idle, uri: (name) => `nbd+unix:///${encodeURIComponent(name)}?socket=${path}` };
+  const uri = (name: string) => `nbd+unix:///${encodeURIComponent(name)}?socket=${path}`;
+  return { server, exports, path, log, idle, uri, stop };
+}
+
+/** One that lives as long as the test. */
+export async function serve(...args: Parameters<typeof start>): Promise<Served> {
+  const served = await start(...args);
+  onTestFinished(() => served.stop());
+  return served;
 }
 
 export interface RawReply {
