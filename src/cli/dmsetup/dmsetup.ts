@@ -1,5 +1,6 @@
 /** `dmkit dmsetup`: a drop-in for dmsetup(8), its output and exit status to the byte. */
 import { isAbsolute } from 'node:path';
+import { DmError } from '../../api/index.ts';
 import type { CommandIo } from '../command-io.ts';
 import { CommandFailure } from '../failure.ts';
 import { fieldHelp } from '../report/field.ts';
@@ -72,12 +73,16 @@ export async function dmsetup(argv: readonly string[], io: CommandIo, sleep = re
   try {
     return await run(argv, io, sleep);
   } catch (error) {
-    if (!(error instanceof CommandFailure)) throw error;
-    if (error.message !== '') io.stderr.write(`${error.message}\n`);
-    if (error.last) io.stderr.write('Command failed.\n');
+    // The mapper that cannot be reached, or a device that went while we looked.
+    const failure = error instanceof DmError ? new CommandFailure(unreachable(error)) : error;
+    if (!(failure instanceof CommandFailure)) throw error;
+    if (failure.message !== '') io.stderr.write(`${failure.message}\n`);
+    if (failure.last) io.stderr.write('Command failed.\n');
     return 1;
   }
 }
+
+const unreachable = ({ message, hint }: DmError) => (hint ? `${message}\n  hint: ${hint}` : message);
 
 /** As called by the name `dmstats`. */
 export const dmstats = (argv: readonly string[], io: CommandIo) => dmsetup(['stats', ...argv], io);

@@ -6,7 +6,7 @@ import { nodePath } from './device-path.ts';
 import type { DeviceReport } from './device-report.ts';
 import { eachDevice, listDevices } from './devices.ts';
 import { dependencyName, infoBlock, kernelName, sectors } from './print.ts';
-import type { Given, Session } from './session.ts';
+import { byName, type Given, type Session } from './session.ts';
 import { drawTree } from './tree.ts';
 
 export async function ls(session: Session): Promise<void> {
@@ -34,10 +34,11 @@ async function lsFiltered(
   type: string | undefined,
   command: string | undefined,
 ): Promise<void> {
-  const control = await session.control();
   for (const info of devices) {
     if (type !== undefined) {
-      const table = await control.table({ name: info.name }, session.inactive);
+      const table = await session.call('table', byName(info.name), (control) =>
+        control.table({ name: info.name }, session.inactive),
+      );
       if (!table.some((target) => target.type === type)) continue;
     }
     if (command !== undefined) {

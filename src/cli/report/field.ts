@@ -36,12 +36,17 @@ export function findField<Row>(name: string, groups: readonly FieldGroup<Row>[])
   return undefined;
 }
 
+/** Several commas count as one; what follows a last one is a field without a name, which nobody has. */
+export function splitList(list: string): string[] {
+  const names = list.split(',');
+  if (list.endsWith(',')) throw new UnknownField('');
+  return names.filter((name) => name !== '');
+}
+
 /** A comma-separated list of fields and `…_all` groups. Throws 'help' or the name that is unknown. */
 export function parseColumns<Row>(list: string, groups: readonly FieldGroup<Row>[]): Column<Row>[] {
   const columns: Column<Row>[] = [];
-  // An empty list is no field, but a list that ends in `+` alone names one that nobody has.
-  for (const name of list.split(',')) {
-    if (name === '') continue;
+  for (const name of splitList(list)) {
     if (name === 'help' || name === '?') throw new FieldHelp();
     const found = findField(name, groups);
     const wanted = plain(name);

@@ -2,7 +2,7 @@
  * Rows in columns, as libdevmapper lays them out: aligned with blanks, or with a separator, or as shell assignments,
  * or turned by 90 degrees.
  */
-import { type Column, type FieldGroup, findField, parseColumns, SELECTED, UnknownField } from './field.ts';
+import { type Column, type FieldGroup, findField, parseColumns, SELECTED, splitList, UnknownField } from './field.ts';
 import type { Selection } from './select.ts';
 
 export interface ReportOptions {
@@ -24,15 +24,12 @@ export interface SortKey<Row> {
 
 /** `-O name,-size`. Throws UnknownField. */
 export function parseSortKeys<Row>(list: string, groups: readonly FieldGroup<Row>[]): SortKey<Row>[] {
-  return list
-    .split(',')
-    .filter((key) => key !== '')
-    .map((key) => {
-      const signed = key.startsWith('-') || key.startsWith('+');
-      const field = findField(signed ? key.slice(1) : key, groups);
-      if (!field) throw new UnknownField(signed ? key.slice(1) : key);
-      return { field, descending: key.startsWith('-') };
-    });
+  return splitList(list).map((key) => {
+    const name = key.replace(/^[-+]/, '');
+    const field = findField(name, groups);
+    if (!field) throw new UnknownField(name);
+    return { field, descending: key.startsWith('-') };
+  });
 }
 
 /** `-o LIST`; a leading `+` appends to the default. Throws UnknownField or FieldHelp. */
@@ -43,7 +40,6 @@ export function parseReportColumns<Row>(
 ): Column<Row>[] {
   if (list === undefined) return parseColumns(standard, groups);
   if (!list.startsWith('+')) return parseColumns(list, groups);
-  if (list === '+') throw new UnknownField('');
   return parseColumns(`${standard},${list.slice(1)}`, groups);
 }
 

@@ -162,7 +162,7 @@ class Parser<Row> {
     const regex = toRegExp(source);
     if (!regex)
       throw new CommandFailure(
-        `Couldn't parse regex\ndm_report: failed to create regex matcher for selection field ${id}`,
+        `missing ')' in regular expression\nParse error in regex\nCouldn't parse regex\ndm_report: failed to create regex matcher for selection field ${id}`,
         false,
       );
     const matches = operator === '=~';
