@@ -173,6 +173,7 @@ describe.each([
   test('notices that it shrank: its size, and a read past the end', async () => {
     make(16384, 5);
     await open('r');
+    await read(0, 16384);
     fs.truncateSync(path, 4096);
     const error = await failure(() => read(2048, 8192));
     expect(error).toMatchObject({ code: 'OUT_OF_RANGE', errno: 'EIO' });
@@ -232,6 +233,29 @@ describe.each([
     expect(sync).toHaveBeenCalledTimes(2);
   });
 
+  test('has something to flush after every kind of change', async () => {
+    make(4 * 2 ** 20, 1);
+    await open('rw');
+    const sync = vi.spyOn(fs, 'fdatasync');
+    const data = new Uint8Array(2 * 2 ** 20);
+    const changes = [
+      () => device!.write(bytes(0), data, 0, 512),
+      () => device!.write(bytes(0), data, 0, data.length),
+      () => device!.writeZeroes(bytes(0), 4096, false),
+      () => device!.writeZeroes(bytes(0), 2 ** 20, false),
+      () => device!.writeZeroes(bytes(0), 2 ** 20, true),
+    ];
+    if (ffi) changes.push(() => device!.discard(bytes(2 ** 20), 2 ** 20));
+    for (const change of changes) {
+      await device!.flush();
+      expect(device!.flush()).toBeUndefined();
+      sync.mockClear();
+      await change();
+      await device!.flush();
+      expect(sync).toHaveBeenCalledTimes(1);
+    }
+  });
+
   test('never forgets a failed flush', async () => {
     make(4096);
     await open('rw');
@@ -256,6 +280,24 @@ describe.each([
     expect(fs.statSync(path).blocks).toBeLessThanOrEqual(blocks - 2 ** 10 + 8);
     expect(onlyHas(await read(512, 2 ** 19), 0)).toBe(true);
     expect((await read(0, 512))[511]).toBe(7);
+  });
+
+  test('tells holes from data, up to its end', async () => {
+    make(2 ** 20);
+    await open('rw');
+    await device!.write(bytes(2 ** 16), new Uint8Array(2 ** 16).fill(1), 0, 2 ** 16);
+    const data = { hole: false, zero: false };
+    const hole = { hole: true, zero: true };
+    expect(await device!.extents(bytes(0), 2 ** 20)).toEqual(
+      ffi
+        ? [
+            { length: 2 ** 16, ...hole },
+            { length: 2 ** 16, ...data },
+            { length: 2 ** 20 - 2 ** 17, ...hole },
+          ]
+        : [{ length: 2 ** 20, ...data }],
+    );
+    expect(await device!.extents(bytes(2 ** 16 + 512), 1024)).toEqual([{ length: 1024, ...data }]);
   });
 
   test('keeps zeroes allocated unless they may be unmapped', async () => {
@@ -341,6 +383,21 @@ describe('allowing writes', () => {
     await device!.flush();
     expect(fs.readFileSync(path)[511]).toBe(0xff);
     await device!.allowWrites();
+  });
+
+  test('leaves the old descriptor to a read that waits for its thread', async () => {
+    vi.stubEnv('DMKIT_NO_FFI', '1');
+    make(4096, 6);
+    await open('r');
+    const realRead = fs.read as (...words: unknown[]) => void;
+    let begin = () => {};
+    vi.spyOn(fs, 'read').mockImplementationOnce(((...words: unknown[]) => {
+      begin = () => realRead(...words);
+    }) as unknown as typeof fs.read);
+    const waiting = read(0, 4096);
+    await device!.allowWrites();
+    begin();
+    expect(await waiting).toEqual(new Uint8Array(4096).fill(6));
   });
 
   test('takes the lock of a writer', async () => {

@@ -63,11 +63,13 @@ export class FileDevice extends PosixDevice {
     if (!this.system) return [{ length: bytes(length), hole: false, zero: false }];
     const found: Extent[] = [];
     const end = at + length;
-    let hole = this.#next(SEEK_DATA, at, end) > at;
-    for (let position: number = at; position < end && found.length < EXTENTS_MAX; hole = !hole) {
-      const next = this.#next(hole ? SEEK_DATA : SEEK_HOLE, position, end);
-      if (next > position) found.push({ length: bytes(next - position), hole, zero: hole });
-      position = next;
+    for (let position: number = at; position < end && found.length < EXTENTS_MAX; ) {
+      const data = this.#next(SEEK_DATA, position, end);
+      if (data > position) found.push({ length: bytes(data - position), hole: true, zero: true });
+      if (data === end) break;
+      // At least a sector: if it became a hole in between, it still counts as data, and the loop goes on.
+      position = Math.max(this.#next(SEEK_HOLE, data, end), data + SECTOR);
+      found.push({ length: bytes(position - data), hole: false, zero: false });
     }
     return found;
   }
