@@ -1,6 +1,6 @@
 /**
  *     npm run bench                       about 8 minutes on /dev/shm; writes bench/results/
- *     npm run bench -- --dir /some/disk   image and stores there
+ *     npm run bench -- --dir /mnt/disk    image and stores there
  *     npm run bench -- --smoke            seconds; writes nothing: shows that everything runs
  */
 import { mkdirSync, writeFileSync } from 'node:fs';
