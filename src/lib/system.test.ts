@@ -29,8 +29,10 @@ test('DMKIT_NO_FFI=1 turns the calls off', () => {
 
 test('reads into any part of any kind of array, and stops at the end of the file', () => {
   const whole = new Uint8Array(16384);
+  const far = new Uint8Array(2 ** 24); // Mapped on its own, above 4 GiB, where smaller ones may lie below.
   for (const into of [
     whole,
+    far,
     whole.subarray(100, 9000),
     Buffer.alloc(9000),
     new Uint8Array(new SharedArrayBuffer(9000)),
