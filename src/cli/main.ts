@@ -11,7 +11,7 @@ function processIo(): ShortIo {
   const cwd = process.cwd();
   const interrupted = new AbortController();
   let signal: AbortSignal | undefined;
-  const daemon = () => startDaemon(directories(env));
+  const control = () => startDaemon(directories(env));
   const existing = async () => {
     const where = directories(env);
     return (await runningDaemon(where)) ?? (hasState(where) ? startDaemon(where) : undefined);
@@ -22,10 +22,8 @@ function processIo(): ShortIo {
     stdin: () => text(process.stdin),
     env,
     cwd,
-    control: daemon,
+    control,
     existing,
-    daemon,
-    existingDaemon: existing,
     exec: (argv) =>
       new Promise((resolve, reject) => {
         const child = spawn(argv[0], argv.slice(1), { stdio: 'inherit' });

@@ -1,6 +1,6 @@
 /** From the words of a command line to an exit status. */
 
-import { DmError } from '../api/index.ts';
+import { DeviceMapper, DmError } from '../api/index.ts';
 import {
   helpText,
   nearest,
@@ -59,8 +59,11 @@ const isDmsetup = (name: string): name is DmsetupName => Object.hasOwn(DMSETUP_N
 
 async function runDmsetup(name: DmsetupName, argv: readonly string[], io: ShortIo): Promise<number> {
   const door = await import('./dmsetup/dmsetup.ts');
+  // Where nothing was ever created no daemon is started to say so: an empty mapper answers the same.
+  const control = async () =>
+    (await io.existing()) ?? (argv.includes('create') ? io.control() : await DeviceMapper.open());
   try {
-    return await door[DMSETUP_NAMES[name]](argv, io);
+    return await door[DMSETUP_NAMES[name]](argv, { ...io, control });
   } catch (error) {
     if (!(error instanceof DmError)) throw error;
     tell(error, io);

@@ -8,7 +8,7 @@ export const command = define({
 nbdfuse (Debian packages nbd-client; libnbd-bin and fuse3).`,
   options: { json: { help: 'print the result as JSON' } },
   async run({ operands: [name], options, io }) {
-    const attachment = await (await io.daemon()).attach(name);
+    const attachment = await (await io.control()).attach(name);
     if (options.json !== undefined) printJson(io, attachment);
     else io.stdout.write(`${attachment.path}\n`);
   },

@@ -5,9 +5,9 @@ import type { CommandIo } from '../command-io.ts';
 
 export interface ShortIo extends CommandIo {
   /** The daemon, started if it does not run. */
-  daemon(): Promise<DaemonControl>;
+  control(): Promise<DaemonControl>;
   /** The daemon if it runs, or if it has devices to bring back: then it is started. */
-  existingDaemon(): Promise<DaemonControl | undefined>;
+  existing(): Promise<DaemonControl | undefined>;
   /** stderr is a terminal: long work may show how far it is. */
   readonly progress?: boolean;
 }

@@ -169,8 +169,6 @@ class Demo {
       progress: false,
       control: daemon,
       existing: daemon,
-      daemon,
-      existingDaemon: daemon,
     });
     this.#io.stdout.write(output.replace(/^(?=.)/gm, '    '));
     if (status !== 0) throw new Failure(`dmkit ${argv.join(' ')} ended with status ${status}`);

@@ -13,7 +13,7 @@ export const command = define({
 that really differ are listed.`,
   options: { json: { help: 'print everything as JSON: ranges in bytes' } },
   async run({ operands: [name], options, io }) {
-    const daemon = await io.daemon();
+    const daemon = await io.control();
     let diff: Diff | undefined;
     for (let start: number | undefined = 0; start !== undefined; ) {
       const part: Diff = await daemon.diff(name, { start });

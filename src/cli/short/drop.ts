@@ -9,7 +9,7 @@ export const command = define({
     json: { help: 'print the result as JSON' },
   },
   async run({ operands: [name], options, io }) {
-    const dropped = await (await io.daemon()).drop(name, { keepCow: options.keep !== undefined });
+    const dropped = await (await io.control()).drop(name, { keepCow: options.keep !== undefined });
     if (options.json !== undefined) return void printJson(io, dropped);
     io.stdout.write(`${name} is gone${dropped.deleted ? `, and ${dropped.deleted} with it` : ''}\n`);
     if (dropped.kept) io.stdout.write(`kept ${dropped.kept}\n`);

@@ -20,7 +20,7 @@ the origin device that is served with it.`,
   async run({ operands: [image, name], options, io }) {
     const chunkSize = options.chunk === undefined ? undefined : parseSize(options.chunk, '--chunk');
     const cowSize = options.size === undefined ? undefined : parseSize(options.size, '--size');
-    const daemon = await io.daemon();
+    const daemon = await io.control();
     const fork = await daemon.fork(image, name, {
       chunkSize,
       cowSize,

@@ -8,7 +8,7 @@ export const command = define({
   help: 'USED is what a fork keeps in its COW file: bytes of chunks that were written on either side.',
   options: { json: { help: 'print the list as JSON' } },
   async run({ options, io }) {
-    const daemon = await io.existingDaemon();
+    const daemon = await io.existing();
     const volumes = (await daemon?.volumes()) ?? [];
     if (options.json !== undefined) printJson(io, volumes);
     else if (volumes.length === 0) io.stdout.write('No devices found\n');

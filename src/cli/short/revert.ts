@@ -7,7 +7,7 @@ export const command = define({
   help: `Whoever has cached what the fork held (a mounted file system, a running VM) must forget it:
 unmount before, or reboot the VM.`,
   async run({ operands: [name], io }) {
-    await (await io.daemon()).revert({ name });
+    await (await io.control()).revert({ name });
     io.stdout.write(`${name} equals its origin again\n`);
   },
 });

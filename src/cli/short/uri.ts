@@ -6,7 +6,7 @@ export const command = define({
   operands: 'NAME',
   summary: 'Prints the NBD URI of a device, for qemu, nbdcopy, nbdinfo, libguestfs and nbdfuse.',
   async run({ operands: [name], io }) {
-    const volumes = (await (await io.existingDaemon())?.volumes()) ?? [];
+    const volumes = (await (await io.existing())?.volumes()) ?? [];
     const volume = volumes.find((entry) => entry.name === name);
     if (!volume)
       throw new DmError('NO_DEVICE', 'ENXIO', `There is no device ${JSON.stringify(name)}`, {

@@ -14,7 +14,10 @@ export interface DaemonStatus {
   /** Where NBD is served over TCP. */
   nbdTcp?: { host: string; port: number };
   devices: number;
+  /** NBD connections. */
   connections: number;
+  /** Calls on the control socket that have no answer yet, this one not counted. */
+  calls: number;
   /** The state could not be saved; a restart would bring back an older one. */
   fault?: string;
 }

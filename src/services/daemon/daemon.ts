@@ -191,6 +191,7 @@ export class Daemon {
       nbdTcp: this.#nbdTcp,
       devices: (await this.#mapper.list()).length,
       connections: this.#nbd.connectionCount,
+      calls: this.#running.size,
       fault: this.#fault,
     };
   }
@@ -230,7 +231,8 @@ export class Daemon {
       daemon: () => this.#status(),
     };
     const handlers = { ...Object.fromEntries(direct), ...special } as Handlers;
-    for (const call of Object.keys(handlers) as CallName[]) handlers[call] = this.#tracked(handlers[call]);
+    for (const call of Object.keys(handlers) as CallName[])
+      if (call !== 'daemon') handlers[call] = this.#tracked(handlers[call]);
     // Waits for all the others to end, and is not waited for.
     handlers.down = ([options]) => this.#down(options as object);
     return handlers;
