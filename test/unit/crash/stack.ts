@@ -122,7 +122,12 @@ export class Stack {
   async takeSnapshot(): Promise<void> {
     const i = this.snapshots.length;
     await this.mapper.suspend({ name: 'base' });
-    await this.create(`s${i}`, this.table(i));
+    try {
+      await this.create(`s${i}`, this.table(i));
+    } catch (error) {
+      await this.mapper.resume({ name: 'base' });
+      throw error;
+    }
     this.snapshots.push(new Image(this.origin.versions.map((_, sector) => this.origin.last(sector))));
     for (const versions of this.origin.versions) versions.splice(0, versions.length - 1);
     await this.mapper.resume({ name: 'base' });
@@ -161,6 +166,17 @@ export class Stack {
     });
   }
 
+  /** False if a snapshot that is invalid, or has become so, refuses. */
+  async #alive(name: string, operation: () => void | Promise<void>): Promise<boolean> {
+    try {
+      await operation();
+      return true;
+    } catch (error) {
+      if (name !== 'base' && error instanceof DmError && (await this.#isDead(name))) return false;
+      throw error;
+    }
+  }
+
   async #isDead(name: string): Promise<boolean> {
     const [{ text }] = await this.mapper.status({ name });
     return text === 'Invalid' || text === 'Overflow';
@@ -180,7 +196,7 @@ export class Stack {
     const image = this.#image(name);
     const covered = image.versions.map((versions, s) => (image.busy.has(s) ? undefined : versions.at(-1)));
     this.log.push(`${this.power.count}: flush ${name}`);
-    await this.device(name).flush();
+    if (!(await this.#alive(name, () => this.device(name).flush()))) return;
     covered.forEach((stamp, s) => {
       const index = stamp === undefined ? -1 : image.versions[s].indexOf(stamp);
       if (index > 0) image.versions[s].splice(0, index);
@@ -227,7 +243,8 @@ export class Stack {
     const image = this.#image(name);
     const data = new Uint8Array(count * SECTOR);
     const before = Array.from({ length: count }, (_, i) => [...image.versions[sector + i]]);
-    await this.device(name).read(bytes(sector * SECTOR), data, 0, data.length);
+    const done = await this.#alive(name, () => this.device(name).read(bytes(sector * SECTOR), data, 0, data.length));
+    if (!done) return;
     const view = new DataView(data.buffer);
     for (let i = 0; i < count; i++)
       expect([...before[i], ...image.versions[sector + i]], `${name}, sector ${sector + i}`).toContain(
