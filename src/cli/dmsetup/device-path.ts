@@ -3,8 +3,8 @@
  * link to either, or of a logical volume (`/dev/vg/lv`), with or without `/dev/` in front. Nodes need not exist: a
  * mapped device has its path as soon as it has its name.
  */
-import { realpath } from 'node:fs/promises';
-import { resolve } from 'node:path';
+import { readlink, realpath } from 'node:fs/promises';
+import { dirname, resolve } from 'node:path';
 import type { Control, DeviceInfo } from '../../api/index.ts';
 import type { CommandIo } from '../command-io.ts';
 
@@ -33,7 +33,17 @@ export async function deviceOfPath(
   return undefined;
 }
 
-const target = (path: string) => realpath(path).catch(() => path);
+/** Where a link leads, also to a node that does not exist. */
+async function target(path: string): Promise<string> {
+  try {
+    return await realpath(path);
+  } catch {
+    return readlink(path).then(
+      (link) => resolve(dirname(path), link),
+      () => path,
+    );
+  }
+}
 
 function find(path: string, directory: string, devices: readonly DeviceInfo[]): DeviceInfo | undefined {
   if (!path.startsWith(`${directory}/`)) return undefined;
