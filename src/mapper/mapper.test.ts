@@ -294,8 +294,52 @@ test('a disk that is opened again while it closes is opened after that', async (
   const removing = mapper.remove({ name: 'a' });
   await closing;
   await Promise.all([removing, activate('b', [spec('linear', '1:0 0')])]);
+  await activate('c', [spec('linear', '1:0 0')]);
   expect(events).toEqual(['open', 'closed', 'open']);
   expect(disks.opened.size).toBe(1);
+});
+
+test('a table that opens a disk to read and again to write holds it once, to write', async () => {
+  const both: TargetType = {
+    ...linear,
+    name: 'both',
+    async create(line) {
+      await line.open(line.args[0], 'r');
+      return linear.create(line);
+    },
+  };
+  mapper = new Mapper({ opener: disks, types: [both, linear] });
+  await activate('disk', [spec('both', '1:0 0')]);
+  expect(disks.opened.get('1:0')).toBe('rw');
+  await activate('upper', [spec('both', 'disk 0')]);
+  expect((await mapper.info({ name: 'disk' })).openCount).toBe(1);
+  await mapper.remove({ name: 'upper' });
+  expect((await mapper.info({ name: 'disk' })).openCount).toBe(0);
+});
+
+test('a table that is replaced is closed only when its messages have been answered', async () => {
+  const log: string[] = [];
+  let answer = (_reply: string) => {};
+  const slow: TargetType = {
+    ...zero,
+    name: 'slow',
+    create: async (line) => ({
+      ...(await zero.create(line)),
+      message: () => new Promise((resolve) => (answer = resolve)),
+      close: async () => void log.push('closed'),
+    }),
+  };
+  mapper = new Mapper({ opener: disks, types: [slow, zero] });
+  await activate('d', [spec('slow')]);
+  const reply = mapper.message({ name: 'd' }, 0, 'hello');
+  await mapper.load({ name: 'd' }, [spec('zero')]);
+  const resuming = mapper.resume({ name: 'd' });
+  for (let count = 0; count < 5; count++) await turn();
+  expect(log).toEqual([]);
+  answer('answered');
+  expect(await reply).toBe('answered');
+  await resuming;
+  expect(log).toEqual(['closed']);
 });
 
 test('limits of 4096-byte blocks are stacked and checked', async () => {

@@ -109,7 +109,7 @@ export class Table {
         length: sector(spec.length),
         args: splitWords(spec.args),
         readOnly: this.readOnly,
-        open: (argument, mode) => this.#open(argument, this.readOnly ? 'r' : mode, source),
+        open: (argument, mode) => this.#open(argument, mode, source),
         event: source.event,
       });
       this.#slots.push({ start: sector(spec.start), length: sector(spec.length), type, target });

@@ -21,6 +21,9 @@ export function parseSector(word: string | undefined): Sector | undefined {
   return value === undefined ? undefined : sector(value);
 }
 
+/** What a table needs of a device that it passes its requests on to. */
+export const tableMode = ({ readOnly }: TableLine) => (readOnly ? 'r' : 'rw');
+
 /** Opens a device that an argument names. Throws with the errno of the open and the kernel's words for the argument. */
 export async function openArgument(
   line: TableLine,

@@ -1,6 +1,6 @@
 import type { Bytes } from '../units.ts';
 import { toBytes } from '../units.ts';
-import { deviceWord, openArgument, parseSector, refuse } from './arguments.ts';
+import { deviceWord, openArgument, parseSector, refuse, tableMode } from './arguments.ts';
 import type { TargetType } from './target.ts';
 
 /** `linear <device> <start sector>`: a stretch of another device (Linux `dm-linear.c`). */
@@ -11,7 +11,7 @@ export const linear: TargetType = {
     if (line.args.length !== 2) throw refuse('linear', 'Invalid argument count');
     const start = parseSector(line.args[1]);
     if (start === undefined) throw refuse('linear', 'Invalid device sector');
-    const device = await openArgument(line, 'linear', line.args[0], 'rw');
+    const device = await openArgument(line, 'linear', line.args[0], tableMode(line));
     const shift = toBytes(start);
     const below = (at: Bytes) => (at + shift) as Bytes;
     return {

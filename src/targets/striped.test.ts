@@ -133,3 +133,34 @@ test('the extents of a huge empty target are few', async () => {
   const target = await make(disks, '2 8 1:0 0 1:1 0', 2 ** 32);
   expect(await target.extents(bytes(512), 2 ** 41 - 512)).toEqual([{ length: 2 ** 41 - 512, hole: true, zero: true }]);
 });
+
+test('requests of many rows that overlap in time keep their data apart', async () => {
+  const disks = [0, 1].map((index) => new SlowDevice(memory(index)));
+  const target = await make(disks, '2 8 1:0 0 1:1 0', 960);
+  const data = [1, 2, 3].map((value) => new Uint8Array(64 * SECTOR).fill(value));
+  const place = (index: number) => bytes(index * 64 * SECTOR);
+  await Promise.all(data.map((each, index) => target.write(place(index), each, 0, each.length)));
+  const found = data.map((each) => new Uint8Array(each.length));
+  await Promise.all(found.map((each, index) => target.read(place(index), each, 0, each.length)));
+  expect(found).toEqual(data);
+});
+
+test('extents of stripes that differ follow the chunks, from anywhere', async () => {
+  const disks = [memory(0), memory(1)];
+  const target = await make(disks, '2 128 1:0 0 1:1 0', 512);
+  disks[1].write(bytes(128 * SECTOR), new Uint8Array(512), 0, 512);
+  const list = async (from: number) =>
+    (await target.extents(bytes(from * SECTOR), (512 - from) * SECTOR))?.map(({ length, hole }) => [
+      length / SECTOR,
+      hole,
+    ]);
+  expect(await list(0)).toEqual([
+    [384, true],
+    [128, false],
+  ]);
+  expect(await list(200)).toEqual([
+    [184, true],
+    [128, false],
+  ]);
+  expect(await list(400)).toEqual([[112, false]]);
+});

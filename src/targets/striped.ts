@@ -10,7 +10,7 @@ import type { BlockDevice, Extent, Maybe } from '../device/block-device.ts';
 import { DmError } from '../errors.ts';
 import { Parts } from '../lib/parts.ts';
 import { type Bytes, bytes, SECTOR, sector, toBytes } from '../units.ts';
-import { deviceWord, openArgument, parseNumber, parseSector, refuse } from './arguments.ts';
+import { deviceWord, openArgument, parseNumber, parseSector, refuse, tableMode } from './arguments.ts';
 import type { DeviceRange, StatusKind, TableLine, Target, TargetType } from './target.ts';
 
 /** A device that has failed this often is known to be bad: further errors raise no events. */
@@ -50,7 +50,11 @@ async function stripe(line: TableLine, argument: string, startWord: string, leng
   const text = "Couldn't parse stripe destination";
   const start = parseSector(startWord);
   if (start === undefined) throw refuse('striped', text);
-  return { device: await openArgument(line, 'striped', argument, 'rw', text), start, length: sector(length) };
+  return {
+    device: await openArgument(line, 'striped', argument, tableMode(line), text),
+    start,
+    length: sector(length),
+  };
 }
 
 function parseU32(word: string): number | undefined {
@@ -344,9 +348,8 @@ class Striped implements Target {
       if (cursor.left === 0) break;
       const { hole, zero } = cursor.extent;
       let count = Math.min(end, (chunk + 1) * this.#chunk) - at;
-      // Whole rows that are alike on all stripes are taken at once.
-      const alike =
-        at % row === 0 && cursors.every(({ left, extent }) => left > 0 && extent.hole === hole && extent.zero === zero);
+      // Whole rows that are alike on all stripes are taken at once: of each stripe they take as many chunks.
+      const alike = cursors.every(({ left, extent }) => left > 0 && extent.hole === hole && extent.zero === zero);
       const rows = alike
         ? Math.min(Math.floor((end - at) / row), ...cursors.map(({ left }) => Math.floor(left / this.#chunk)))
         : 0;

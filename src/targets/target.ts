@@ -41,7 +41,8 @@ export interface TableLine {
   readonly readOnly: boolean;
   /**
    * Opens an underlying device. The same disk gives the same object to every target of the mapper, so identity of the
-   * object is identity of the disk. The table gives devices back after `close`; a target never closes them.
+   * object is identity of the disk. The table gives devices back after `close`; a target never closes them. A read-only
+   * table refuses writes, but its targets may need to write all the same (a snapshot makes copies for its origin).
    */
   open(device: string, mode: 'r' | 'rw'): Promise<BlockDevice>;
   /** Raises the event number of the mapped device that owns the table. Callable at any time in the target's life. */
