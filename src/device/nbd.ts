@@ -131,7 +131,7 @@ export class NbdDevice implements BlockDevice {
   discard(at: Bytes, length: number): Maybe {
     this.#checkWrite(at, length);
     if (!this.canDiscard) {
-      throw new DmError('NO_DISCARD', 'EOPNOTSUPP', `Cannot discard on ${this.name}: the server does not offer it`);
+      throw new DmError('CANNOT_DISCARD', 'EOPNOTSUPP', `Cannot discard on ${this.name}: the server does not offer it`);
     }
     if (this.#blocks) return this.#blocks.discard(at, length);
     return this.#span(CMD.TRIM, 0, at, length);
