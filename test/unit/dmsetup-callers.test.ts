@@ -262,3 +262,14 @@ test('a repeated report waits in between', async () => {
   expect(await rig.ok('info -c -o name --noheadings --count 2 --interval 3')).toBe('a\n\na\n');
   expect(rig.slept).toBe(3000);
 });
+
+test('a command of ls --exec that cannot be run is told, and does not matter', async () => {
+  await rig.ok('create a -n');
+  await rig.ok('create b -n');
+  expect(await rig.dm('ls --exec nosuch')).toEqual({
+    status: 0,
+    stdout: '',
+    stderr: 'Cannot run nosuch: spawn nosuch ENOENT\n'.repeat(2),
+  });
+  expect(rig.executed).toHaveLength(2);
+});

@@ -53,6 +53,7 @@ export class Rig {
         existing: control,
         exec: async (argv) => {
           this.executed.push(argv);
+          if (argv[0] === 'nosuch') throw new Error('spawn nosuch ENOENT');
           if (argv[0] === 'echo' || argv[0] === '/bin/echo') stdout += `${argv.slice(1).join(' ')}\n`;
           return 0;
         },

@@ -9,9 +9,6 @@ import { infoBlock } from './print.ts';
 import type { Given, Session } from './session.ts';
 import { parseTable } from './table-text.ts';
 
-/** Of a concise device, which names a minor alone; only its error line shows it. */
-const MAJOR_SHOWN = 254;
-
 interface NewDevice {
   /** As typed. */
   readonly name: string;
@@ -46,13 +43,16 @@ async function createConcise(session: Session, args: readonly string[]): Promise
       {
         name,
         uuid: uuid === '' ? undefined : uuid,
-        number: minor === '' ? undefined : { major: MAJOR_SHOWN, minor: leadingInteger(minor) },
+        number: minor === '' ? undefined : { major: await majorShown(session), minor: leadingInteger(minor) },
         readOnly,
       },
       async () => parseTable(table, ''),
     );
   }
 }
+
+/** A concise device names a minor alone. Only the line of an error shows the major: there is a device that has it. */
+const majorShown = async (session: Session) => (await session.list())[0]?.major ?? 254;
 
 /** All three steps, or none: a device whose table cannot be loaded or resumed is removed again. */
 async function createOne(session: Session, wanted: NewDevice, readTable: () => Promise<TargetSpec[]>): Promise<void> {

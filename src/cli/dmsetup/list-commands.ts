@@ -44,7 +44,12 @@ async function lsFiltered(
     if (command !== undefined) {
       const argv = command.split(' ').filter((word) => word !== '');
       if (!session.io.exec || argv.length === 0) throw new CommandFailure(`Cannot run "${command}".`);
-      await session.io.exec([...argv, nodePath(session.io.env, info.name)]);
+      try {
+        await session.io.exec([...argv, nodePath(session.io.env, info.name)]);
+      } catch (error) {
+        // Nor does it matter whether the command could be run; but one wants to know.
+        session.printError(`Cannot run ${argv[0]}: ${error instanceof Error ? error.message : error}\n`);
+      }
       if (session.options.verbose === 0) continue;
     }
     session.print(`${session.shown(info.name)}\t(${info.major}, ${info.minor})\n`);
@@ -77,7 +82,8 @@ async function withHeader(
     session.print(infoBlock(session, known ?? (await session.info(device))) + body('') + (several ? '\n' : ''));
     return;
   }
-  session.print(body(several ? `${session.shown((known ?? (await session.info(device))).name)}: ` : ''));
+  // Several devices always have names: -u, -j and -m name one.
+  session.print(body(several ? `${session.shown(device.name)}: ` : ''));
 }
 
 export function deps(session: Session, args: readonly string[]): Promise<void> {

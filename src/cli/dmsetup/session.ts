@@ -1,4 +1,6 @@
 /** One run of dmsetup: its options, the mapper, and the ways in which operations are called, named and reported. */
+import { existsSync } from 'node:fs';
+import { basename, resolve } from 'node:path';
 import { type Control, type DeviceInfo, type DeviceRef, DmError, type Errno, errnoText } from '../../api/index.ts';
 import type { CommandIo } from '../command-io.ts';
 import { CommandFailure } from '../failure.ts';
@@ -129,18 +131,11 @@ export class Session {
     if (argument.includes('/')) {
       const name = await deviceOfPath(argument, this.io, () => this.control());
       if (name !== undefined) return byName(name);
-      throw new CommandFailure(`Device ${await this.#shownPath(argument)} not found`);
+      // Of a path that leads to something else, only the last word is named.
+      const shown = existsSync(resolve(this.io.cwd, argument)) ? basename(argument) : argument;
+      throw new CommandFailure(`Device ${shown} not found`);
     }
     return byName(this.storedName(argument));
-  }
-
-  async #shownPath(path: string): Promise<string> {
-    const { stat } = await import('node:fs/promises');
-    const exists = await stat(path).then(
-      () => true,
-      () => false,
-    );
-    return exists ? path.slice(path.lastIndexOf('/') + 1) : path;
   }
 
   storedName(typed: string): string {

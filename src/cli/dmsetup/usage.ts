@@ -50,6 +50,6 @@ Everywhere: -v, --manglename {auto|hex|none}, -S <selection> on commands that ta
 export const STATISTICS_USAGE = `Usage:
 
 dmsetup stats
-  I/O statistics regions are not kept here. Counters of a served device: dmkit ls --json
+  I/O statistics regions are not kept here.
 
 `;
