@@ -1,0 +1,170 @@
+/** The replies of one connection: slots for them in reply buffers, and their way to the socket, many in one write. */
+import type { Duplex } from 'node:stream';
+import { CHUNK, CHUNK_DONE, SIMPLE_REPLY_MAGIC, STRUCTURED_REPLY_MAGIC } from '../../formats/nbd/constants.ts';
+import {
+  CHUNK_HEADER_SIZE,
+  chunkHeader,
+  errorChunk,
+  SIMPLE_REPLY_SIZE,
+  simpleReply,
+} from '../../formats/nbd/transmission.ts';
+import type { ReplyBuffer, ReplyBuffers } from './reply-buffers.ts';
+
+/** Bytes of an error's text that are sent. */
+const MESSAGE_MAX = 1024;
+
+/** A stretch of a reply buffer that is ready. The objects are used again. */
+interface Stretch {
+  buffer: ReplyBuffer;
+  from: number;
+  to: number;
+}
+
+export class Replies {
+  /** Of the request to reply to. Fields, so that a request needs no object. */
+  cookieHigh = 0;
+  cookieLow = 0;
+  /** The buffer being filled: the last slot reserved lies in it. */
+  buffer: ReplyBuffer;
+  readonly #socket: Duplex;
+  readonly #buffers: ReplyBuffers;
+  readonly #wake: () => void;
+  readonly #ready: Stretch[] = [];
+  #readyCount = 0;
+  #readyBytes = 0;
+  #flushPlanned = false;
+  #closed = false;
+  #released = false;
+
+  /** `wake` is called whenever the socket has taken replies. */
+  constructor(socket: Duplex, buffers: ReplyBuffers, wake: () => void) {
+    this.#socket = socket;
+    this.#buffers = buffers;
+    this.#wake = wake;
+    this.buffer = this.#take(0);
+  }
+
+  /** Bytes the client has yet to take. */
+  get unsent(): number {
+    return this.#readyBytes + this.#socket.writableLength;
+  }
+
+  /**
+   * Makes room for a reply of `size` bytes in `buffer` and fills in the header of a successful simple reply. (A chunk has
+   * its cookie in the same place.)
+   */
+  reserve(size: number): number {
+    if (this.buffer.data.length - this.buffer.used < size) {
+      // A full buffer goes out while the next is filled.
+      this.flush();
+      const full = this.buffer;
+      this.buffer = this.#take(size);
+      full.release();
+    }
+    const { data, used: slot } = this.buffer;
+    const { at } = simpleReply;
+    this.buffer.used += size;
+    data.writeUInt32BE(SIMPLE_REPLY_MAGIC, slot + at.magic);
+    data.writeUInt32BE(0, slot + at.error);
+    data.writeUInt32BE(this.cookieHigh, slot + at.cookieHigh);
+    data.writeUInt32BE(this.cookieLow, slot + at.cookieLow);
+    return slot;
+  }
+
+  /** The reply in that slot is ready. */
+  push(buffer: ReplyBuffer, from: number, to: number): void {
+    if (this.#closed) return;
+    this.#readyBytes += to - from;
+    const last = this.#readyCount > 0 ? this.#ready[this.#readyCount - 1] : undefined;
+    if (last?.buffer === buffer && last.to === from) {
+      last.to = to;
+      return;
+    }
+    buffer.retain();
+    const place = this.#ready[this.#readyCount++];
+    if (place) {
+      place.buffer = buffer;
+      place.from = from;
+      place.to = to;
+    } else this.#ready.push({ buffer, from, to });
+  }
+
+  chunk(type: number, payload: Buffer, last: boolean): void {
+    const size = CHUNK_HEADER_SIZE + payload.length;
+    const slot = this.reserve(size);
+    const { data } = this.buffer;
+    const { at } = chunkHeader;
+    data.writeUInt32BE(STRUCTURED_REPLY_MAGIC, slot + at.magic);
+    data.writeUInt16BE(last ? CHUNK_DONE : 0, slot + at.flags);
+    data.writeUInt16BE(type, slot + at.type);
+    data.writeUInt32BE(payload.length, slot + at.length);
+    payload.copy(data, slot + CHUNK_HEADER_SIZE);
+    this.push(this.buffer, slot, slot + size);
+  }
+
+  /** `error` is the number on the wire. The text reaches clients that know structured replies. */
+  error(error: number, message: string, structured: boolean) {
+    if (!structured) {
+      const slot = this.reserve(SIMPLE_REPLY_SIZE);
+      this.buffer.data.writeUInt32BE(error, slot + simpleReply.at.error);
+      return this.push(this.buffer, slot, slot + SIMPLE_REPLY_SIZE);
+    }
+    const text = Buffer.from(message.slice(0, MESSAGE_MAX));
+    const payload = Buffer.alloc(errorChunk.size + text.length);
+    payload.writeUInt32BE(error, errorChunk.at.error);
+    payload.writeUInt16BE(text.length, errorChunk.at.messageLength);
+    text.copy(payload, errorChunk.size);
+    this.chunk(CHUNK.ERROR, payload, true);
+  }
+
+  /** Replies that get ready one by one within a turn of the event loop leave together. */
+  planFlush(): void {
+    if (this.#flushPlanned) return;
+    this.#flushPlanned = true;
+    setImmediate(this.#plannedFlush);
+  }
+
+  flush(): void {
+    const count = this.#readyCount;
+    if (count === 0) return;
+    this.#readyCount = 0;
+    this.#readyBytes = 0;
+    if (count > 1) this.#socket.cork();
+    for (let i = 0; i < count; i++) {
+      const { buffer, from, to } = this.#ready[i];
+      this.#socket.write(buffer.data.subarray(from, to), buffer.taken);
+    }
+    if (count > 1) this.#socket.uncork();
+  }
+
+  /** The socket is gone: what was not sent never will be. */
+  close(): void {
+    this.#closed = true;
+    for (let i = 0; i < this.#readyCount; i++) this.#ready[i].buffer.release();
+    this.#readyCount = 0;
+    this.#readyBytes = 0;
+  }
+
+  /** After `close`, when no slot is in use any more: gives the buffer back. */
+  release(): void {
+    if (this.#released) return;
+    this.#released = true;
+    this.buffer.release();
+  }
+
+  readonly #plannedFlush = () => {
+    this.#flushPlanned = false;
+    this.flush();
+    this.#wake();
+  };
+
+  #take(size: number): ReplyBuffer {
+    const buffer = this.#buffers.take(size);
+    buffer.onTaken = (users) => {
+      // Nothing of it is in use: fill it from the start again.
+      if (users === 1 && buffer === this.buffer) buffer.used = 0;
+      this.#wake();
+    };
+    return buffer;
+  }
+}
