@@ -63,7 +63,8 @@ async function runDmsetup(name: DmsetupName, argv: readonly string[], io: ShortI
   const control = async () =>
     (await io.existing()) ?? (argv.includes('create') ? io.control() : await DeviceMapper.open());
   try {
-    return await door[DMSETUP_NAMES[name]](argv, { ...io, control });
+    // Not copied: to look at `signal` is to ask for it.
+    return await door[DMSETUP_NAMES[name]](argv, Object.create(io, { control: { value: control } }));
   } catch (error) {
     if (!(error instanceof DmError)) throw error;
     tell(error, io);

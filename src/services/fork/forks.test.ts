@@ -245,6 +245,17 @@ describe('a fork is refused, and nothing is left of it, when', () => {
     expect(existsSync(join(directory, 'dev.cow'))).toBe(true);
   });
 
+  test('its COW file is that of another fork, which keeps it', async () => {
+    await forks.fork(image, 'dev');
+    await mapper.suspend({ name: 'dev' });
+    await expect(forks.fork(image, 'two', { cow: join(directory, 'dev.cow') })).rejects.toMatchObject({
+      code: 'FORK_COW_IN_USE',
+      errno: 'EBUSY',
+    });
+    await mapper.resume({ name: 'dev' });
+    expect((await forks.volumes())[0]).toMatchObject({ name: 'dev', state: 'active' });
+  });
+
   test('it is a mapped device', async () => {
     await forks.fork(image, 'dev');
     await expect(forks.fork('dev', 'two')).rejects.toMatchObject({ code: 'FORK_MAPPED' });

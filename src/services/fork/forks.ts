@@ -222,6 +222,18 @@ export class Forks implements ForkControl {
       });
     const lease = await this.#mapper.lease(path);
     try {
+      // Two snapshots over one store would be a handover: the second takes over the first one's exceptions.
+      for (const info of await this.#mapper.list()) {
+        if (!info.deps.some((below) => below.name === lease.device.name)) continue;
+        throw new DmError(
+          'FORK_COW_IN_USE',
+          'EBUSY',
+          `Cannot use the COW store ${path}: the device ${info.name} uses it`,
+          {
+            hint: `give another file with --cow, or first: dmkit drop --keep ${info.name}`,
+          },
+        );
+      }
       const found = await existingCow(path, lease.device, size);
       if (chunkSize !== undefined && chunkSize !== found)
         throw new DmError(
