@@ -152,7 +152,10 @@ export class MappedDevice extends IoPath {
           hint: `look at: dmkit dmsetup table ${this.storedName}`,
         });
       const wasSuspended = this.#suspended;
-      await this.#suspend({});
+      // What is to be forgotten need not be durable first: a COW store that is full is a reason to revert, not against it.
+      await this.#suspend({ noflush: true }).catch((error) => {
+        if (!this.#suspended) throw error;
+      });
       try {
         for (const { target } of targets) await target.revert!();
       } finally {
