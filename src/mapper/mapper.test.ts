@@ -164,9 +164,7 @@ describe('the order in which targets are called', () => {
 
   test('revert suspends an active device around it, and leaves a suspended one so', async () => {
     await activate('d', [spec('recorder', 'a')]);
-    expect(await since(mapper.revert({ name: 'd' }))).toBe(
-      'a.presuspend a.postsuspend a.revert a.preresume a.resume',
-    );
+    expect(await since(mapper.revert({ name: 'd' }))).toBe('a.presuspend a.postsuspend a.revert a.preresume a.resume');
     await mapper.suspend({ name: 'd' });
     expect(await since(mapper.revert({ name: 'd' }))).toBe('a.revert');
     await mapper.resume({ name: 'd' });
