@@ -61,6 +61,7 @@ test('a fork from its first to its last day', async () => {
   );
   const disk = await dm.device('dev');
   await disk.write(8192, Buffer.from('changed'));
+  await disk.flush();
   await disk.close();
   expect((await dmkit('ls')).stdout.replaceAll(/ +/g, ' ')).toBe(`NAME ORIGIN SIZE USED STATE URI
 dev DIR/disk.img 1.0 MiB 4.0 KiB active nbd+unix:///dev?socket=DIR/nbd.sock

@@ -13,8 +13,12 @@ export interface WireError {
 /** What is no DmError is a fault of ours: the client learns its message, the log its stack. */
 export function toWire(error: unknown): WireError {
   if (!(error instanceof DmError)) {
-    const message = `The daemon failed: ${error instanceof Error ? error.message : String(error)}`;
-    return { code: 'INTERNAL', errno: 'EIO', message, class: 'DmError', hint: 'see dmkit.log in the state directory' };
+    const message = error instanceof Error ? error.message : String(error);
+    return toWire(
+      new DmError('INTERNAL', 'EIO', `The daemon failed: ${message}`, {
+        hint: 'this is a fault in dmkit: please report it with dmkit.log of the state directory',
+      }),
+    );
   }
   const kind = error instanceof TableError ? 'TableError' : error instanceof FormatError ? 'FormatError' : 'DmError';
   return { code: error.code, errno: error.errno, message: error.message, hint: error.hint, class: kind };
