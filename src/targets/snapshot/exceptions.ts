@@ -62,9 +62,13 @@ export class Exceptions {
   #throttled: (() => void)[] = [];
   #buffers: Uint8Array[] = [];
   #timer: NodeJS.Timeout | undefined;
+  /** A commit that nobody asked for is running. */
+  #committing = false;
+  #closed = false;
+  /** Since the store became invalid under this object. */
+  #marking: Promise<void> | undefined;
   /** The header says invalid, or as much as was possible was done for it. */
   #marked: boolean;
-  #told = false;
   /** Acknowledged writes went with the store: no flush may succeed. */
   #lost = false;
   /** A reset is running; origin writes wait for it. */
@@ -169,7 +173,7 @@ export class Exceptions {
         try {
           this.#checkWritable();
           if (newChunk >= 0) parts.add(this.cow.writeZeroes(bytes(newChunk * size + offset), count, mayUnmap));
-          else parts.add(this.#writeFresh(first, offset, undefined, 0, count));
+          else parts.add(this.#writeFresh(first, offset, undefined, 0, count, mayUnmap));
         } catch (error) {
           parts.fail(error);
         }
@@ -185,15 +189,19 @@ export class Exceptions {
     const size = this.#chunkBytes;
     const parts = new Parts();
     for (const end = at + length; at < end; ) {
-      this.#checkWritable();
       const old = Math.floor(at / size);
       const offset = at - old * size;
       const count = Math.min(size - offset, end - at);
-      const newChunk = this.store.lookup(old);
-      if (newChunk >= 0) {
-        const to = bytes(newChunk * size + offset);
-        if (count === size) parts.add(this.cow.writeZeroes(to, size, true));
-        else if (this.cow.canDiscard) parts.add(this.cow.discard(to, count));
+      try {
+        this.#checkWritable();
+        const newChunk = this.store.lookup(old);
+        if (newChunk >= 0) {
+          const to = bytes(newChunk * size + offset);
+          if (count === size) parts.add(this.cow.writeZeroes(to, size, true));
+          else if (this.cow.canDiscard) parts.add(this.cow.discard(to, count));
+        }
+      } catch (error) {
+        parts.fail(error);
       }
       at += count;
     }
@@ -231,9 +239,10 @@ export class Exceptions {
    */
   protect(at: number, length: number): Promise<void> | undefined {
     if (this.#resetting) return this.#resetting;
-    if (!this.store.valid) return this.#marked ? undefined : this.#becomeInvalid();
     const size = this.#chunkBytes;
     const last = Math.floor((at + length - 1) / size);
+    // An invalid snapshot needs no copies; but what it sent to the origin before must not find new data there.
+    if (!this.store.valid) return this.#marked ? this.#readsOn(Math.floor(at / size), last) : this.#becomeInvalid();
     let waits: Promise<void>[] | undefined;
     let upTo = -1;
     for (let old = Math.floor(at / size); old <= last; ) {
@@ -247,7 +256,8 @@ export class Exceptions {
       else if (this.#copies >= this.threshold) {
         (waits ??= []).push(this.#room());
         break;
-      } else {
+      } else if (old * size >= this.origin.size) break;
+      else {
         const from = this.store.allocate(old);
         if (from < 0) return this.#becomeInvalid();
         const count = this.#allocateRun(old, from, last);
@@ -265,11 +275,14 @@ export class Exceptions {
     return waits && (waits.length === 1 ? waits[0] : every(waits));
   }
 
-  /** Everything acknowledged is durable, and nothing is under way, when this settles. Rejects with ENOSPC only. */
+  /**
+   * Everything that was acknowledged is durable, and what was under way has ended, when this settles; copies for writers
+   * of the origin may have begun meanwhile. Rejects with ENOSPC only.
+   */
   async drain(): Promise<void> {
     clearTimeout(this.#timer);
     this.#timer = undefined;
-    while (this.#pending.size > 0) await every([...this.#pending.values()]);
+    await every([...this.#pending.values()]);
     await every([...this.#reads].map((read) => read.ended));
     const result = this.store.valid ? await this.store.commit(this.store.lastSettled) : 'invalid';
     if (result === 'full') throw this.#fullError();
@@ -279,25 +292,37 @@ export class Exceptions {
   /** Ends what is under way. Nothing is lost by an error: what a failed commit leaves out was never flushed. */
   async close(): Promise<void> {
     await this.drain().catch(() => {});
+    this.#closed = true;
     clearTimeout(this.#timer);
   }
 
-  /** Makes the snapshot equal to its origin again. The snapshot itself is suspended; its origin need not be. */
-  async reset(): Promise<void> {
-    await this.drain();
-    this.#resetting = this.#reset();
-    await this.#resetting;
+  /**
+   * Makes the snapshot equal to its origin again. The snapshot itself is suspended; its origin need not be: its writers
+   * wait. `settled` resolves when those that had not to wait have ended. Rejects with what the COW device answered; the
+   * snapshot is invalid then.
+   */
+  async reset(settled: () => Promise<void>): Promise<void> {
+    const resetting = this.#reset(settled);
+    const ended = () => {};
+    this.#resetting = resetting.then(ended, ended);
+    await resetting;
   }
 
-  async #reset(): Promise<void> {
+  async #reset(settled: () => Promise<void>): Promise<void> {
     try {
-      while (this.#pending.size > 0) await every([...this.#pending.values()]);
-      if (this.store.valid) await this.store.commit(this.store.lastSettled);
+      // No space to commit them does not matter to exceptions that are to go.
+      await this.drain().catch(() => {});
+      await settled();
+      await this.#marking;
       await this.store.reset();
       this.overflowed = false;
+      this.#marking = undefined;
       this.#marked = false;
-      this.#told = false;
       this.#lost = false;
+    } catch (error) {
+      // The header may be wiped: nothing that this store says later would be found again.
+      await this.#becomeInvalid();
+      throw error;
     } finally {
       this.#resetting = undefined;
     }
@@ -323,6 +348,7 @@ export class Exceptions {
     for (const { at, count, device } of runs) {
       let left = count;
       for (const extent of await device.extents(at, count)) {
+        if (left <= 0) break;
         found.push({ ...extent, length: bytes(Math.min(extent.length, left)) });
         left -= extent.length;
       }
@@ -376,23 +402,36 @@ export class Exceptions {
   }
 
   /** A write of `count` bytes, zeroes if `from` is absent, at `offset` into old chunk `old`, which has no exception. */
-  #writeFresh(old: number, offset: number, from: Uint8Array | undefined, start: number, count: number): Maybe {
+  #writeFresh(
+    old: number,
+    offset: number,
+    from: Uint8Array | undefined,
+    start: number,
+    count: number,
+    mayUnmap = true,
+  ): Maybe {
     const size = this.#chunkBytes;
     const before = this.#pending.get(old) ?? (this.#copies >= this.threshold ? this.#room() : undefined);
     if (before)
       return before.then(() =>
-        from ? this.write(old * size + offset, from, start, count) : this.writeZeroes(old * size + offset, count, true),
+        from
+          ? this.write(old * size + offset, from, start, count)
+          : this.writeZeroes(old * size + offset, count, mayUnmap),
       );
+    // Of the chunk a part is written; the rest is what the origin has.
+    const length = count === size ? size : Math.min(size, this.origin.size - old * size);
+    if (length < offset + count)
+      throw ioError(`Cannot write ${count} bytes at ${old * size + offset}: the origin ${this.origin.name} shrank`);
     const newChunk = this.store.allocate(old);
     if (newChunk < 0) throw this.#overflow();
     const to = bytes(newChunk * size);
     let buffer: Uint8Array | undefined;
     let wait: Maybe;
     try {
-      if (count === size) wait = from ? this.cow.write(to, from, start, size) : this.cow.writeZeroes(to, size, true);
+      if (count === size)
+        wait = from ? this.cow.write(to, from, start, size) : this.cow.writeZeroes(to, size, mayUnmap);
       else {
-        // All of the chunk that the origin has; overlaid, so that the chunk is written once.
-        const length = Math.min(size, this.origin.size - old * size);
+        // Overlaid, so that the chunk is written once.
         buffer = this.#take(size);
         const own = buffer;
         const overlay = () => {
@@ -488,20 +527,27 @@ export class Exceptions {
 
   #settle(newChunk: number): void {
     this.store.settle(newChunk, true);
-    if (this.store.lastSettled - this.store.durableBelow >= COMMIT_AT) this.#commitSoon(0);
-    else this.#commitSoon(COMMIT_AFTER_MS);
+    if (this.store.lastSettled - this.store.durableBelow >= COMMIT_AT) void this.#commit();
+    else this.#commitSoon();
   }
 
-  #commitSoon(afterMs: number): void {
-    if (!this.store.persistent || (this.#timer && afterMs > 0)) return;
-    clearTimeout(this.#timer);
-    this.#timer = setTimeout(async () => {
-      this.#timer = undefined;
-      const result = this.store.valid && (await this.store.commit(this.store.lastSettled));
-      if (result === 'invalid') await this.#becomeInvalid();
-    }, afterMs);
+  #commitSoon(): void {
+    if (this.#timer || this.#committing || this.#closed || !this.store.persistent) return;
+    this.#timer = setTimeout(this.#commit, COMMIT_AFTER_MS);
     this.#timer.unref();
   }
+
+  /** Never rejects. What settles meanwhile, or finds no space, has its turn a second later. */
+  readonly #commit = async (): Promise<void> => {
+    if (this.#committing || !this.store.valid) return;
+    this.#committing = true;
+    clearTimeout(this.#timer);
+    this.#timer = undefined;
+    const result = await this.store.commit(this.store.lastSettled);
+    this.#committing = false;
+    if (result === 'invalid') await this.#becomeInvalid();
+    else if (this.store.lastSettled >= this.store.durableBelow) this.#commitSoon();
+  };
 
   /** A commit on behalf of an origin write: whatever went wrong costs the snapshot, so that the write can go ahead. */
   async #afterCommit(result: Commit): Promise<void> {
@@ -521,12 +567,12 @@ export class Exceptions {
 
   /** Invalid in memory from here on; on disk, as far as that is possible, when the promise settles. Never rejects. */
   #becomeInvalid(): Promise<void> {
-    if (this.#told) return this.store.invalidate().then(() => void (this.#marked = true));
-    this.#told = true;
-    if (this.store.persistent && this.store.lastSettled >= this.store.durableBelow) this.#lost = true;
-    const marking = this.store.invalidate().then(() => void (this.#marked = true));
-    this.onInvalid();
-    return marking;
+    if (!this.#marking) {
+      if (this.store.persistent && this.store.lastSettled >= this.store.durableBelow) this.#lost = true;
+      this.#marking = this.store.invalidate().then(() => void (this.#marked = true));
+      this.onInvalid();
+    }
+    return this.#marking;
   }
 
   #track(first: number, last: number, wait: Promise<void>): void {

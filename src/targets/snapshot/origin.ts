@@ -1,6 +1,6 @@
 import type { Bytes } from '../../units.ts';
 import { toBytes } from '../../units.ts';
-import { deviceWord, openArgument, refuse } from '../arguments.ts';
+import { deviceWord, openArgument, refuse, tableMode } from '../arguments.ts';
 import type { TargetType } from '../target.ts';
 import { originOf } from './origins.ts';
 
@@ -12,7 +12,7 @@ export const snapshotOrigin: TargetType = {
   version: [1, 9, 0],
   async create(line) {
     if (line.args.length !== 1) throw refuse(TYPE, 'incorrect number of arguments');
-    const device = await openArgument(line, TYPE, line.args[0], line.readOnly ? 'r' : 'rw', 'Cannot get target device');
+    const device = await openArgument(line, TYPE, line.args[0], tableMode(line), 'Cannot get target device');
     const origin = originOf(device);
     // As in the kernel, sector s of the mapped device is sector s of the origin, wherever the target starts.
     const shift = toBytes(line.start);

@@ -22,8 +22,9 @@ export class Origin {
   readonly device: BlockDevice;
   /** The largest chunks first, then in order of registration. */
   #members: Member[] = [];
-  #writing = 0;
-  #idle: (() => void)[] = [];
+  /** Those that go to the device below now. */
+  #writers = new Writers();
+  #settling: Promise<unknown> = Promise.resolve();
 
   constructor(device: BlockDevice) {
     this.device = device;
@@ -61,7 +62,11 @@ export class Origin {
 
   /** Resolves when the writes that passed before a snapshot became active are on the device below. */
   async settled(): Promise<void> {
-    if (this.#writing > 0) await new Promise<void>((resolve) => this.#idle.push(resolve));
+    if (this.#writers.count > 0) {
+      this.#settling = Promise.all([this.#settling, this.#writers.drained()]);
+      this.#writers = new Writers();
+    }
+    await this.#settling;
   }
 
   #protect(at: Bytes, length: number): Promise<void> | undefined {
@@ -82,12 +87,25 @@ export class Origin {
 
   #count(wait: Maybe): Maybe {
     if (!wait) return;
-    this.#writing++;
-    const end = () => {
-      if (--this.#writing === 0) for (const go of this.#idle.splice(0)) go();
-    };
+    const { end } = this.#writers;
+    this.#writers.count++;
     wait.then(end, end);
     return wait;
+  }
+}
+
+/** Writes of which the end can be awaited, however many begin after them. */
+class Writers {
+  count = 0;
+  #idle: (() => void) | undefined;
+
+  readonly end = () => {
+    if (--this.count === 0) this.#idle?.();
+  };
+
+  /** `count` is above 0, and no write joins these any more. */
+  drained(): Promise<void> {
+    return new Promise((resolve) => (this.#idle = resolve));
   }
 }
 

@@ -7,9 +7,10 @@
  */
 import type { BlockDevice, ChangedExtent, Extent, Maybe } from '../../device/block-device.ts';
 import { DmError } from '../../errors.ts';
-import { PersistentStore } from '../../stores/exception/persistent.ts';
+import { Parts } from '../../lib/parts.ts';
+import { PersistentStore, readHeader } from '../../stores/exception/persistent.ts';
 import { TransientStore } from '../../stores/exception/transient.ts';
-import { type Bytes, bytes, toBytes, toSectors } from '../../units.ts';
+import { type Bytes, bytes, SECTOR, type Sector, toBytes, toSectors } from '../../units.ts';
 import { deviceWord, openArgument, refuse } from '../arguments.ts';
 import type { DeviceRange, StatusKind, TableLine, Target, TargetType } from '../target.ts';
 import { parseChunkSize, parseFeatures, parseStore } from './arguments.ts';
@@ -43,6 +44,7 @@ class Snapshot implements Target, Member {
   /** The table that waits to take over from this one. */
   #destination: Snapshot | undefined;
   #suspended = true;
+  #suspending = false;
 
   static async create(line: TableLine): Promise<Snapshot> {
     const { args } = line;
@@ -56,19 +58,20 @@ class Snapshot implements Target, Member {
     const origin = originOf(device);
     const target = new Snapshot(line, origin, cow, features, persistent, overflow);
     target.#register();
-    if (target.#source) return target;
     try {
+      if (target.#source) {
+        target.#checkStart(target.#source.exceptions?.chunkBytes ?? SECTOR);
+        return target;
+      }
+      await target.#checkStartOver(persistent, chunkSize);
       const store = persistent
         ? await PersistentStore.open(cow, chunkSize, device.blockSize)
         : new TransientStore(cow, chunkSize);
-      const { chunkBytes } = store.layout;
-      if (target.#shift % chunkBytes !== 0)
-        throw refuse(TYPE, `The target starts at sector ${line.start}, which is no multiple of its chunk size`);
       target.#own(new Exceptions(store, device, cow));
       origin.sort();
       return target;
     } catch (error) {
-      target.#unregister();
+      await target.close();
       throw error;
     }
   }
@@ -114,17 +117,22 @@ class Snapshot implements Target, Member {
 
   discard(at: Bytes, length: number): Maybe {
     const exceptions = this.#live();
-    if (this.#features.passDown) {
-      const zeroed = exceptions.discard(at + this.#shift, length);
-      const passed = exceptions.passDown(at + this.#shift, length);
-      if (zeroed && passed) return Promise.all([zeroed, passed]).then(() => {});
-      return zeroed ?? passed;
+    if (!this.#features.passDown) return exceptions.discard(at + this.#shift, length);
+    const parts = new Parts();
+    for (const operation of ['discard', 'passDown'] as const) {
+      try {
+        parts.add(exceptions[operation](at + this.#shift, length));
+      } catch (error) {
+        parts.fail(error);
+      }
     }
-    return exceptions.discard(at + this.#shift, length);
+    return parts.done();
   }
 
   /** Works on an invalid snapshot too; never reaches the origin. */
   flush(): Maybe {
+    // An invalid snapshot has nothing left to make durable: it must not keep its device from getting another table.
+    if (this.#suspending && !this.#valid) return;
     return this.exceptions ? this.exceptions.flush() : this.cow.flush();
   }
 
@@ -155,6 +163,14 @@ class Snapshot implements Target, Member {
     return `${origin} ${cow} ${letter} ${this.exceptions?.store.layout.chunkSize ?? 0}${features}`;
   }
 
+  presuspend(): void {
+    this.#suspending = true;
+  }
+
+  presuspendUndo(): void {
+    this.#suspending = false;
+  }
+
   async postsuspend(): Promise<void> {
     this.#suspended = true;
     await this.exceptions?.drain();
@@ -170,25 +186,28 @@ class Snapshot implements Target, Member {
           hint: 'resume the device with that table first, or clear it',
         },
       );
+    let known = this.active ? this.size : 0;
     if (this.#source) {
       if (!this.#source.#suspended)
         throw new DmError('HANDOVER', 'EINVAL', 'Cannot take over exceptions from a snapshot that is not suspended', {
           hint: 'suspend the device with the old table, then resume again',
         });
+      known = this.#source.size;
       this.#takeOver(this.#source);
     }
-    // From here on writers of the origin copy; those that passed before end first.
+    // From here on writers of the origin copy; those that passed before, where nobody copied, end first.
     this.active = true;
-    await this.#origin.settled();
+    if (known < this.size) await this.#origin.settled();
   }
 
   resume(): void {
     this.#suspended = false;
+    this.#suspending = false;
   }
 
   async revert(): Promise<void> {
     if (!this.exceptions) throw this.#noExceptions();
-    await this.exceptions.reset();
+    await this.exceptions.reset(() => this.#origin.settled());
   }
 
   async close(): Promise<void> {
@@ -198,8 +217,10 @@ class Snapshot implements Target, Member {
       this.#destination.#source = undefined;
       this.#destination = undefined;
     }
-    this.#unregister();
+    // No more copies; but nobody else may open the store before this one has ended with it.
+    this.active = false;
     await this.exceptions?.close();
+    this.#unregister();
   }
 
   get #valid(): boolean {
@@ -212,6 +233,21 @@ class Snapshot implements Target, Member {
     if (this.exceptions.overflowed) return 'Overflow';
     const { allocated, total, metadata } = this.exceptions.store.usage();
     return `${allocated}/${total} ${metadata}`;
+  }
+
+  /** Before anything is written, since a refused table leaves the disk as it was. */
+  async #checkStartOver(persistent: boolean, chunkSize: Sector): Promise<void> {
+    if (this.#shift === 0) return;
+    const found = persistent && (await readHeader(this.cow, chunkSize, this.#origin.device.blockSize));
+    this.#checkStart(found ? found.layout.chunkBytes : toBytes(chunkSize));
+  }
+
+  #checkStart(chunkBytes: number): void {
+    if (this.#shift % chunkBytes !== 0)
+      throw refuse(
+        TYPE,
+        `The target starts at sector ${this.#line.start}, which is no multiple of its chunk size of ${chunkBytes / SECTOR} sectors`,
+      );
   }
 
   #live(): Exceptions {
@@ -245,7 +281,8 @@ class Snapshot implements Target, Member {
     const failed = (why: string) =>
       refuse(TYPE, `Unable to pair the COW device ${this.cow.name} for a handover: ${why}`);
     if (others.length > 1) throw failed('two tables use it already');
-    if (others.length === 1 && !others[0].active) throw failed('the table that uses it was never resumed');
+    if (others.length === 1 && !others[0].active)
+      throw failed('the table that uses it was never resumed, or is being removed');
     const user = cowUsers.get(this.cow);
     if (user && user !== this.#origin) throw failed(`a snapshot of ${user.device.name} uses it`);
     this.#source = others[0];
