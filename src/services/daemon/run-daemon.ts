@@ -1,4 +1,5 @@
 /** The process that is the daemon: from its start to its exit status. */
+import { spawn } from 'node:child_process';
 import { closeSync, fstatSync, writeSync } from 'node:fs';
 import { DmError } from '../../errors.ts';
 import { Daemon } from './daemon.ts';
@@ -65,7 +66,14 @@ export async function runDaemon({ readyFd, ...options }: RunOptions): Promise<nu
   );
   process.on('uncaughtExceptionMonitor', (error) => log(`fatal: ${error.stack}`));
   tell('ready\n');
+  if (!background && process.env.NOTIFY_SOCKET) notifySystemd(log);
   await daemon.ended;
   await daemon.closeControl();
   return 0;
+}
+
+/** sd_notify(3) for `Type=notify`. Node has no datagram sockets of that kind; systemd brings a program that does it. */
+function notifySystemd(log: (line: string) => void): void {
+  const child = spawn('systemd-notify', ['--ready'], { stdio: 'ignore' });
+  child.on('error', (error) => log(`systemd is not told that dmkit is ready: ${error.message}`));
 }
