@@ -49,6 +49,11 @@ test('persistent snapshots, operations completing out of order', async () => {
   await holds('slow', MIX, (seed) => ({ seed, origin: 20 + (seed % 90), chunks: chunks(seed, 3), slow: 0.3 }));
 }, 300_000);
 
+test('on a disk where everything takes its time, readers beside writers', async () => {
+  const mix = { ...MIX, settle: 0.03, read: 0.4 };
+  await holds('slower', mix, (seed) => ({ seed, origin: 8 + (seed % 30), chunks: chunks(seed, 2), slow: 0.9 }));
+}, 300_000);
+
 test('discards zero what is mapped whole', async () => {
   const mix = { ...MIX, discard: 0.1 };
   const features = '1 discard_zeroes_cow';

@@ -238,18 +238,20 @@ export class Stack {
     }
   }
 
-  /** Reads a few sectors while writes are in flight: never anything but a version of theirs. */
-  async read(name: string, sector: number, count: number): Promise<void> {
+  /** Reads without waiting, beside whatever is in flight: never anything but a version of the image's own. */
+  read(name: string, sector: number, count: number): void {
     const image = this.#image(name);
     const data = new Uint8Array(count * SECTOR);
     const before = Array.from({ length: count }, (_, i) => [...image.versions[sector + i]]);
-    const done = await this.#alive(name, () => this.device(name).read(bytes(sector * SECTOR), data, 0, data.length));
-    if (!done) return;
-    const view = new DataView(data.buffer);
-    for (let i = 0; i < count; i++)
-      expect([...before[i], ...image.versions[sector + i]], `${name}, sector ${sector + i}`).toContain(
-        stampOf(view, i),
-      );
+    this.#run(async () => {
+      const read = () => this.device(name).read(bytes(sector * SECTOR), data, 0, data.length);
+      if (!(await this.#alive(name, read))) return;
+      const view = new DataView(data.buffer);
+      for (let i = 0; i < count; i++)
+        expect([...before[i], ...image.versions[sector + i]], `${name}, sector ${sector + i}`).toContain(
+          stampOf(view, i),
+        );
+    });
   }
 
   async content(name: string): Promise<DataView> {

@@ -36,7 +36,7 @@ export async function work(stack: Stack, mix: Mix): Promise<void> {
     let dice = random.next();
     const roll = (chance: number) => (dice -= chance) < 0;
     if (roll(mix.flush)) await stack.flush(name);
-    else if (roll(mix.read)) await stack.read(name, sector, count);
+    else if (roll(mix.read)) stack.read(name, sector, count);
     else if (roll(mix.settle)) await stack.settle();
     else if (roll(mix.snapshot)) await snapshot(stack);
     else if (roll(mix.suspend)) await pause(stack, name);
