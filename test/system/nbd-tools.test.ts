@@ -225,6 +225,7 @@ describe('fio', () => {
       '--size=16m',
       '--offset_increment=16m',
       '--verify=crc32c',
+      '--verify_state_save=0',
       '--verify_fatal=1',
       '--fsync=64',
       '--output-format=json',
@@ -235,6 +236,19 @@ describe('fio', () => {
       expect(job.error).toBe(0);
       expect(job.read.total_ios).toBe(job.write.total_ios);
       expect(job.write.io_bytes).toBe(16 * MiB);
+    }
+  });
+});
+
+describe('the socket', () => {
+  it('can be in the root of a file system', async () => {
+    const server = new NbdServer(new FixedExports({ disk: devices.readOnly }));
+    const path = `/dev/shm/dmkit-test-${process.pid}.sock`;
+    await server.listenUnix(path);
+    try {
+      expect((await run('nbdinfo', '--size', `nbd+unix:///disk?socket=${path}`)).trim()).toBe(`${SIZE}`);
+    } finally {
+      await server.stop();
     }
   });
 });
