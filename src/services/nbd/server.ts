@@ -74,7 +74,8 @@ export class NbdServer {
     // do too, but it belongs to the whole process and a worker thread may not touch it.
     let nursery: string | undefined;
     try {
-      nursery = await mkdtemp(join(dirname(path), '.'));
+      // In the same directory, hence on the same file system; `join` would drop the slash.
+      nursery = await mkdtemp(`${dirname(path)}/`);
       const born = join(nursery, 's');
       if (Buffer.byteLength(born) > SOCKET_PATH_MAX) throw new Error('the path is too long for a socket');
       const server = await this.#listen({ path: born }, attempted);
