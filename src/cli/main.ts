@@ -32,11 +32,11 @@ function processIo(): ShortIo {
       }),
     columns: process.stdout.columns,
     progress: process.stderr.isTTY,
-    /** Ctrl-C ends the program unless the command has asked to be told. */
+    /** Ctrl-C and SIGTERM end the program unless the command has asked to be told. */
     get signal() {
       if (!signal) {
         signal = interrupted.signal;
-        process.once('SIGINT', () => interrupted.abort());
+        for (const name of ['SIGINT', 'SIGTERM'] as const) process.once(name, () => interrupted.abort());
       }
       return signal;
     },

@@ -76,7 +76,11 @@ export class World {
 
   /** Of the daemon that holds, or held last, the directory. */
   get pid(): number {
-    return Number.parseInt(readFileSync(join(this.run, 'daemon.lock'), 'utf8'), 10);
+    return this.pidIn(this.run);
+  }
+
+  pidIn(run: string): number {
+    return Number.parseInt(readFileSync(join(run, 'daemon.lock'), 'utf8'), 10);
   }
 
   /** As a crash would. Resolves when the process is gone. */

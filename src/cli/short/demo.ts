@@ -22,13 +22,13 @@ export const command = define({
     try {
       await demo.play(signal);
     } catch (error) {
+      if (signal?.aborted) return 130;
       if (!(error instanceof Failure)) throw error;
       io.stdout.write(`\nFAILED: ${error.message}\n`);
       return 1;
     } finally {
       await demo.cleanUp();
     }
-    if (signal?.aborted) return 130;
     io.stdout.write(`\nAll ${demo.checks} claims hold. Nothing is left behind.\n`);
   },
 });
