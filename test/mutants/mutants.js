@@ -72,7 +72,7 @@ export const mutants = [
   {
     guard: 'an origin write waits for the invalid header',
     file: exceptions,
-    find: 'if (!this.store.valid) return this.#marked ? undefined : this.#becomeInvalid();',
+    find: 'if (!this.store.valid) return this.#marked ? this.#readsOn(Math.floor(at / size), last) : this.#becomeInvalid();',
     replace: 'if (!this.store.valid) return undefined;',
   },
   {
@@ -96,8 +96,8 @@ export const mutants = [
   {
     guard: 'an origin write waits for reads of the old data',
     file: exceptions,
-    find: '        wait = this.#readsOn(old, old);\n        old++;',
-    replace: '        old++;',
+    find: 'if (this.#reads.size === 0) return undefined;',
+    replace: 'if (this.#reads.size >= 0) return undefined;',
   },
   {
     guard: 'a flush of a snapshot commits its exceptions',

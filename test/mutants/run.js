@@ -17,7 +17,7 @@ const seeds = { CRASH_SEEDS: '40', PROPERTY_SEEDS: '120' };
 function suitesPass() {
   const { status } = spawnSync(
     join(root, 'node_modules/.bin/vitest'),
-    ['run', '--project', 'unit', '--bail', '1', 'test/unit/crash', 'src/stores'],
+    ['run', '--project', 'unit', '--bail', '1', 'test/unit/crash', 'test/unit/snapshot', 'src/stores'],
     {
       cwd: copy,
       env: { ...process.env, ...seeds },
