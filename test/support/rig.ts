@@ -1,11 +1,14 @@
 /** An origin, its snapshots and a mapper over disks that obey (`ScriptedDevice`), for tests of the snapshot engine. */
-import { onTestFinished } from 'vitest';
+import { expect, onTestFinished } from 'vitest';
 import { MemoryDevice } from '../../src/device/memory.ts';
 import { Mapper } from '../../src/mapper/mapper.ts';
 import { FakeDisks } from '../../src/testing/fake-disks.ts';
 import { ScriptedDevice } from '../../src/testing/scripted-device.ts';
 import { bytes, SECTOR } from '../../src/units.ts';
 import { pattern } from '../unit/golden.ts';
+
+// Byte by byte, as vitest does it, a few megabytes take minutes.
+expect.addEqualityTesters([(a, b) => (Buffer.isBuffer(a) && Buffer.isBuffer(b) ? a.equals(b) : undefined)]);
 
 /** Sectors of what the origin holds at first, of what is written through a snapshot, and through the origin. */
 export const old = (sector: number, count: number) => pattern('a', sector, count);
