@@ -5,7 +5,6 @@ import { PowerSupply, SimulatedDisk } from './simulated.ts';
 
 const MIB = 2 ** 20;
 
-
 deviceSuite('a simulated disk', async () => ({
   device: new SimulatedDisk(4 * MIB, { power: new PowerSupply({ slow: 0.5 }) }),
   cleanup: () => {},
