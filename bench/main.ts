@@ -7,6 +7,7 @@ import { mkdirSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { parseArgs } from 'node:util';
 import { besideOthers, type Options } from './beside-others.ts';
+import { exceptions, exceptionsTable } from './exceptions.ts';
 import { machine, markdown } from './report.ts';
 
 const { values } = parseArgs({
@@ -36,13 +37,14 @@ const progress = (text: string) => {
 const rows = await besideOthers(options, progress);
 progress('');
 const on = machine();
-const report = markdown(rows, options, on);
+const stores = await exceptions(values.dir, values.smoke ? [100_000] : [1_000_000, 10_000_000]);
+const report = markdown(rows, options, on) + exceptionsTable(stores);
 console.log(report);
 if (!values.smoke) {
   const folder = 'bench/results';
   const name = `${on.date}-node${process.versions.node.split('.')[0]}`;
   mkdirSync(folder, { recursive: true });
-  writeFileSync(join(folder, `${name}.json`), `${JSON.stringify({ machine: on, options, rows }, null, 2)}\n`);
-  writeFileSync(join(folder, `${name}.md`), `# Beside qemu-nbd and nbdkit\n\n${report}`);
+  writeFileSync(join(folder, `${name}.json`), `${JSON.stringify({ machine: on, options, rows, stores }, null, 2)}\n`);
+  writeFileSync(join(folder, `${name}.md`), `# dmkit beside qemu-nbd and nbdkit\n\n${report}`);
   console.log(`Written to ${folder}/${name}.json and .md`);
 }
