@@ -72,7 +72,7 @@ export const mutants = [
   {
     guard: 'an origin write waits for the invalid header',
     file: exceptions,
-    find: 'if (!this.store.valid) return this.#marked ? this.#readsOn(Math.floor(at / size), last) : this.#becomeInvalid();',
+    find: 'if (!this.store.valid) return this.#marked ? this.#reads.on(Math.floor(at / size), last) : this.#becomeInvalid();',
     replace: 'if (!this.store.valid) return undefined;',
   },
   {
@@ -95,7 +95,7 @@ export const mutants = [
   },
   {
     guard: 'an origin write waits for reads of the old data',
-    file: exceptions,
+    file: 'src/targets/snapshot/tracked-reads.ts',
     find: 'if (this.#reads.size === 0) return undefined;',
     replace: 'if (this.#reads.size >= 0) return undefined;',
   },

@@ -19,7 +19,9 @@ import { DmError, ioError } from '../../errors.ts';
 import { Parts } from '../../lib/parts.ts';
 import { every } from '../../lib/wait.ts';
 import type { Commit, ExceptionStore } from '../../stores/exception/store.ts';
-import { type Bytes, bytes } from '../../units.ts';
+import { bytes } from '../../units.ts';
+import { changedExtents, imageExtents } from './image.ts';
+import { TrackedReads } from './tracked-reads.ts';
 
 /** Copies that one snapshot has running before further ones wait: the kernel's `snapshot_cow_threshold`, by default. */
 const THRESHOLD = 2048;
@@ -32,15 +34,6 @@ const COMMIT_AFTER_MS = 1000;
 const COMMIT_AT = 16384;
 /** Stretches zeroed before other requests get their turn. */
 const ZERO_RUNS = 256;
-/** Chunks looked at by one `extents` or `changed`. */
-const WALK = 65536;
-
-interface TrackedRead {
-  first: number;
-  last: number;
-  ended: Promise<void>;
-}
-
 export class Exceptions {
   readonly store: ExceptionStore;
   readonly origin: BlockDevice;
@@ -57,7 +50,7 @@ export class Exceptions {
   #chunkBytes: number;
   /** Old chunks whose data is on its way to the COW device; the promise never rejects. */
   #pending = new Map<number, Promise<void>>();
-  #reads = new Set<TrackedRead>();
+  #reads = new TrackedReads();
   #copies = 0;
   #throttled: (() => void)[] = [];
   #buffers: Uint8Array[] = [];
@@ -104,7 +97,7 @@ export class Exceptions {
         if (newChunk >= 0) wait = this.cow.read(bytes(newChunk * size + (at - first * size)), into, start, count);
         else {
           wait = this.origin.read(bytes(at), into, start, count);
-          if (wait) this.#track(first, stop / size - 1, wait);
+          if (wait) this.#reads.add(first, stop / size - 1, wait);
         }
         at += count;
         start += count;
@@ -212,7 +205,8 @@ export class Exceptions {
   passDown(at: number, length: number): Maybe {
     this.#checkWritable();
     const wait = this.origin.discard(bytes(at), length);
-    if (wait) this.#track(Math.floor(at / this.#chunkBytes), Math.floor((at + length - 1) / this.#chunkBytes), wait);
+    if (wait)
+      this.#reads.add(Math.floor(at / this.#chunkBytes), Math.floor((at + length - 1) / this.#chunkBytes), wait);
     return wait;
   }
 
@@ -242,7 +236,7 @@ export class Exceptions {
     const size = this.#chunkBytes;
     const last = Math.floor((at + length - 1) / size);
     // An invalid snapshot needs no copies; but what it sent to the origin before must not find new data there.
-    if (!this.store.valid) return this.#marked ? this.#readsOn(Math.floor(at / size), last) : this.#becomeInvalid();
+    if (!this.store.valid) return this.#marked ? this.#reads.on(Math.floor(at / size), last) : this.#becomeInvalid();
     let waits: Promise<void>[] | undefined;
     let upTo = -1;
     for (let old = Math.floor(at / size); old <= last; ) {
@@ -250,7 +244,7 @@ export class Exceptions {
       let wait: Maybe = this.#pending.get(old);
       if (newChunk >= 0) {
         if (newChunk >= this.store.durableBelow && newChunk > upTo) upTo = newChunk;
-        wait = this.#readsOn(old, old);
+        wait = this.#reads.on(old, old);
         old++;
       } else if (wait) old++;
       else if (this.#copies >= this.threshold) {
@@ -283,7 +277,7 @@ export class Exceptions {
     clearTimeout(this.#timer);
     this.#timer = undefined;
     await every([...this.#pending.values()]);
-    await every([...this.#reads].map((read) => read.ended));
+    await this.#reads.ended();
     const result = this.store.valid ? await this.store.commit(this.store.lastSettled) : 'invalid';
     if (result === 'full') throw this.#fullError();
     if (result === 'invalid' && !this.#marked) await this.#becomeInvalid();
@@ -329,56 +323,11 @@ export class Exceptions {
   }
 
   changed(at: number, length: number): ChangedExtent[] {
-    const found: ChangedExtent[] = [];
-    this.#runs(at, length, (count, newChunk) => {
-      const last = found.at(-1);
-      if (last?.changed === newChunk >= 0) last.length = bytes(last.length + count);
-      else found.push({ length: bytes(count), changed: newChunk >= 0 });
-    });
-    return found;
+    return changedExtents(this.store, at, length);
   }
 
-  async extents(at: number, length: number): Promise<Extent[]> {
-    const runs: { at: Bytes; count: number; device: BlockDevice }[] = [];
-    this.#runs(at, length, (count, newChunk, offset, from) => {
-      if (newChunk >= 0) runs.push({ at: bytes(newChunk * this.#chunkBytes + offset), count, device: this.cow });
-      else runs.push({ at: bytes(from), count, device: this.origin });
-    });
-    const found: Extent[] = [];
-    for (const { at, count, device } of runs) {
-      let left = count;
-      for (const extent of await device.extents(at, count)) {
-        if (left <= 0) break;
-        found.push({ ...extent, length: bytes(Math.min(extent.length, left)) });
-        left -= extent.length;
-      }
-      if (left > 0 || found.length > 1024) break;
-    }
-    return found;
-  }
-
-  /** Visits stretches that lie side by side below, up to WALK chunks. */
-  #runs(
-    at: number,
-    length: number,
-    visit: (count: number, newChunk: number, offset: number, at: number) => void,
-  ): void {
-    const size = this.#chunkBytes;
-    if (this.store.size === 0) {
-      visit(length, -1, 0, at);
-      return;
-    }
-    const end = Math.min(at + length, (Math.floor(at / size) + WALK) * size);
-    while (at < end) {
-      const first = Math.floor(at / size);
-      const newChunk = this.store.lookup(first);
-      let stop = (first + 1) * size;
-      if (newChunk < 0) while (stop < end && this.store.lookup(stop / size) < 0) stop += size;
-      else while (stop < end && this.store.lookup(stop / size) === newChunk + (stop / size - first)) stop += size;
-      const count = Math.min(stop, end) - at;
-      visit(count, newChunk, at - first * size, at);
-      at += count;
-    }
+  extents(at: number, length: number): Promise<Extent[]> {
+    return imageExtents(this.store, this.origin, this.cow, at, length);
   }
 
   #checkWritable(): void {
@@ -448,7 +397,7 @@ export class Exceptions {
     if (wait) return this.#whenWritten(old, newChunk, 1, wait, buffer);
     if (buffer) this.#give(buffer);
     this.#settle(newChunk);
-    return this.#readsOn(old, old);
+    return this.#reads.on(old, old);
   }
 
   /** Extends an allocation of `from` for `old` over the chunks up to `last` that need and get a place right behind it. */
@@ -485,7 +434,7 @@ export class Exceptions {
     if (wait) return this.#whenWritten(old, newChunk, count, wait, buffer).catch(() => this.#becomeInvalid());
     this.#give(buffer);
     for (let i = 0; i < count; i++) this.#settle(newChunk + i);
-    return this.#readsOn(old, old + count - 1);
+    return this.#reads.on(old, old + count - 1);
   }
 
   /** Settles `count` exceptions once `wait` has put their data on the COW device, and keeps others waiting until then. */
@@ -503,7 +452,7 @@ export class Exceptions {
     const done = wait.then(
       () => {
         finish(true);
-        return this.store.valid ? this.#readsOn(old, old + count - 1) : Promise.reject(this.#invalidError('write'));
+        return this.store.valid ? this.#reads.on(old, old + count - 1) : Promise.reject(this.#invalidError('write'));
       },
       async (error) => {
         finish(false);
@@ -573,19 +522,6 @@ export class Exceptions {
       this.onInvalid();
     }
     return this.#marking;
-  }
-
-  #track(first: number, last: number, wait: Promise<void>): void {
-    const end = () => void this.#reads.delete(read);
-    const read: TrackedRead = { first, last, ended: wait.then(end, end) };
-    this.#reads.add(read);
-  }
-
-  #readsOn(first: number, last: number): Promise<void> | undefined {
-    if (this.#reads.size === 0) return undefined;
-    const waits: Promise<void>[] = [];
-    for (const read of this.#reads) if (read.first <= last && read.last >= first) waits.push(read.ended);
-    return waits.length > 0 ? every(waits) : undefined;
   }
 
   #room(): Promise<void> {
