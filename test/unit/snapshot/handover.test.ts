@@ -1,5 +1,5 @@
 /**
- * One table takes over another one's exceptions (dm-snapshot scenarios 69 to 76, as far as they speak of `snapshot`
+ * One table takes over another one's exceptions (dm-snapshot scenarios 70 to 76, as far as they speak of `snapshot`
  * tables; those of `snapshot-merge` are listed in the README).
  */
 import { describe, expect, test } from 'vitest';
