@@ -22,7 +22,7 @@ import { CALLS, type CallName } from './calls.ts';
 import { ControlServer, type Handler, type Handlers } from './control-server.ts';
 import type { DaemonStatus } from './daemon-control.ts';
 import { controlSocket, type Directories, ensurePrivateDirectory, nbdSocket, nbdUri } from './directories.ts';
-import { type InstanceLock, lockInstance } from './instance-lock.ts';
+import { AlreadyRunning, type InstanceLock, lockInstance } from './instance-lock.ts';
 import { MapperExports } from './mapper-exports.ts';
 import { unlinkSocket } from './private-socket.ts';
 import { StateFile } from './state-file.ts';
@@ -65,7 +65,7 @@ export class Daemon {
   #ended = () => {};
 
   /**
-   * Throws AlreadyRunning (EBUSY) while another daemon has one of the directories, STATE_CORRUPT when the state cannot
+   * Throws AlreadyRunning or STATE_IN_USE (EBUSY) while another daemon has one of the directories, STATE_CORRUPT when the state cannot
    * be read, and what the sockets throw. Devices that cannot be brought back are there without a table.
    */
   static async start(options: DaemonOptions): Promise<Daemon> {
@@ -73,7 +73,8 @@ export class Daemon {
     ensurePrivateDirectory(options.state);
     const locks: InstanceLock[] = [];
     try {
-      for (const directory of new Set([options.run, options.state])) locks.push(lockInstance(directory));
+      locks.push(lockInstance(options.run));
+      if (options.state !== options.run) locks.push(lockState(options));
       const file = new StateFile<State>(options.state);
       const state = (await file.load()) ?? { major: freeMajor(), devices: [], forks: [] };
       if (!Number.isInteger(state.major) || !Array.isArray(state.devices) || !Array.isArray(state.forks))
@@ -82,7 +83,7 @@ export class Daemon {
       await daemon.#begin(state);
       return daemon;
     } catch (error) {
-      for (const lock of locks) lock.release();
+      for (const lock of locks.reverse()) lock.release();
       throw error;
     }
   }
@@ -153,7 +154,8 @@ export class Daemon {
     await attempt('devices', this.#mapper.close());
     await nbdStopped;
     await attempt('control socket', unlinkSocket(controlSocket(run)));
-    for (const lock of this.#locks) lock.release();
+    // The other way round than they were taken: who gets the first one gets the second.
+    for (const lock of this.#locks.reverse()) lock.release();
     log('stopped');
     this.#ended();
   }
@@ -276,6 +278,18 @@ export class Daemon {
         : `it has ${connections} NBD connection${connections === 1 ? '' : 's'}: end the clients, or use dmkit dmsetup remove --deferred ${name}`;
       throw new DmError(error.code, error.errno, error.message, { hint, cause: error });
     }
+  }
+}
+
+/** The holder has another run directory, as that was locked first: unlike there, nothing is gained by waiting for it. */
+function lockState({ run, state }: Directories): InstanceLock {
+  try {
+    return lockInstance(state);
+  } catch (error) {
+    if (!(error instanceof AlreadyRunning)) throw error;
+    throw new DmError('STATE_IN_USE', 'EBUSY', `${error.message}, and with another directory than ${run}`, {
+      hint: 'give a state directory of its own in DMKIT_STATE, or use that daemon: set DMKIT_DIR as it was started with',
+    });
   }
 }
 

@@ -19,16 +19,13 @@ export interface InstanceLock {
   release(): void;
 }
 
+/** EBUSY: `directory` has a daemon. */
 export class AlreadyRunning extends DmError {
-  /** Of the holder; absent when its file did not say. */
-  readonly pid: number | undefined;
-
   constructor(directory: string, pid: number | undefined) {
     const who = pid === undefined ? 'another daemon' : `a daemon with pid ${pid}`;
     super('DAEMON_RUNS', 'EBUSY', `Cannot start: ${who} runs with ${directory}`, {
       hint: 'stop it: dmkit down. Or give other directories in DMKIT_DIR and DMKIT_STATE',
     });
-    this.pid = pid;
   }
 }
 
