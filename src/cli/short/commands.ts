@@ -2,7 +2,7 @@ import type { ShortCommand } from './command.ts';
 
 /** Loaded one at a time: a command starts as fast as its own file. */
 export const COMMANDS: Readonly<Record<string, { summary: string; load: () => Promise<{ command: ShortCommand }> }>> = {
-  fork: { summary: 'make a writable copy of an image in a millisecond', load: () => import('./fork.ts') },
+  fork: { summary: 'make a writable copy of an image, however large, at once', load: () => import('./fork.ts') },
   ls: { summary: 'list forks, origins and every other mapped device', load: () => import('./ls.ts') },
   uri: { summary: 'print the NBD URI of a device', load: () => import('./uri.ts') },
   attach: { summary: 'make a real block device of a device', load: () => import('./attach.ts') },
