@@ -1,6 +1,6 @@
 /**
  * The scenarios of the specification that concern what dmsetup takes and prints, by number. Those about I/O under a
- * suspend, a reload or a removal are in mapper-scenarios.test.ts. Not here: 14 (a mounted disk: needs a kernel), 32 and
+ * suspend, a reload or a removal are in mapper-scenarios.test.ts. Not here: 14 (a mounted disk: test/system/mounted.test.ts), 32 and
  * 89-90 (thin-pool), 38 (delay), 65 and 85-86 (log-writes), 81-84 (flakey, delay), 87-88 (snapshot-merge).
  */
 import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';

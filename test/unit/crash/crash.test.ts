@@ -65,19 +65,19 @@ async function crashes(name: string, make: (seed: number) => StackOptions, mayBe
   expect(cuts).toBeGreaterThan(SEEDS);
 }
 
-test('an origin and a snapshot', async () => {
+test('75. an origin and a snapshot', async () => {
   await crashes('one snapshot', (seed) => ({ seed, origin: 41, chunks: [2], slow: 0 }));
 }, 600_000);
 
-test('three snapshots of differing chunk size, operations completing out of order', async () => {
+test('75. three snapshots of differing chunk size, operations completing out of order', async () => {
   await crashes('three snapshots', (seed) => ({ seed, origin: 83, chunks: [1, 4, 8], slow: 0.3 }));
 }, 600_000);
 
-test('areas fill: the list goes on in the next area, whatever arrives first', async () => {
+test('75. areas fill: the list goes on in the next area, whatever arrives first', async () => {
   await crashes('areas', (seed) => ({ seed, origin: 150, chunks: [1, 1], slow: seed % 2 ? 0 : 0.2 }));
 }, 600_000);
 
-test('a snapshot that ran full is right or invalid, never shows a later image', async () => {
+test('75. a snapshot that ran full is right or invalid, never shows a later image', async () => {
   await crashes('full', (seed) => ({ seed, origin: 60, chunks: [2, 1], cow: 40, store: seed % 2 ? 'P' : 'PO' }), true);
 }, 600_000);
 

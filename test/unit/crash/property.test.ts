@@ -41,11 +41,11 @@ const chunks = (seed: number, count: number) => {
   return Array.from({ length: count }, () => random.pick(sizes));
 };
 
-test('persistent snapshots, everything at hand', async () => {
+test('83. persistent snapshots, everything at hand', async () => {
   await holds('persistent', MIX, (seed) => ({ seed, origin: 20 + (seed % 90), chunks: chunks(seed, 3) }));
 }, 300_000);
 
-test('persistent snapshots, operations completing out of order', async () => {
+test('83. persistent snapshots, operations completing out of order', async () => {
   await holds('slow', MIX, (seed) => ({ seed, origin: 20 + (seed % 90), chunks: chunks(seed, 3), slow: 0.3 }));
 }, 300_000);
 
