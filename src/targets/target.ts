@@ -58,7 +58,7 @@ export interface DeviceRange {
 
 /**
  * `info`: the words `dmsetup status` prints after the type. `table`: the words that load the same target again.
- * `measure`: the kernel's IMA text (dmsetup.md 5).
+ * `measure`: what the kernel would have IMA measure (Linux `Documentation/admin-guide/device-mapper/dm-ima.rst`).
  */
 export type StatusKind = 'info' | 'table' | 'measure';
 

@@ -293,7 +293,7 @@ function lockState({ run, state }: Directories): InstanceLock {
   }
 }
 
-/** The highest number up to 254 that no block driver of this machine has (dmsetup.md 1.4). */
+/** The highest number up to 254 that no block driver of this machine has: Linux takes 254 downwards for those without one of their own. */
 function freeMajor(): number {
   let taken: Set<number>;
   try {

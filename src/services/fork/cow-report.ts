@@ -1,6 +1,6 @@
 /**
- * What a COW store holds and what is wrong with it. The kernel checks no entry when it loads a store (dm-snapshot.md
- * 1.9 lists what each fault then does); this is the check to run before one trusts a store that is not one's own.
+ * What a COW store holds and what is wrong with it. The kernel checks no entry when it loads a store; this is the check
+ * to run before one trusts a store that is not one's own.
  */
 import type { BlockDevice } from '../../device/block-device.ts';
 import {

@@ -1,6 +1,6 @@
 /**
  * Forks: a snapshot of an image over a COW file, and beside it one `snapshot-origin` device for each image, so that
- * writes to the image through dmkit leave its forks as they are (dm-snapshot.md 9.1):
+ * writes to the image through dmkit leave its forks as they are, as LVM2 does it:
  *
  *     suspend the origin's devices   create, load and resume the snapshot   resume them      the moment of the fork
  *     suspend them                   remove the snapshot                    resume them      drop

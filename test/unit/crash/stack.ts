@@ -118,7 +118,7 @@ export class Stack {
     await this.mapper.load({ name }, [{ start: 0, length: this.options.origin, type, args: args.join(' ') }]);
   }
 
-  /** As dm-snapshot.md 9.1: with the origin suspended. */
+  /** As LVM2 does it: with the origin suspended. */
   async takeSnapshot(): Promise<void> {
     const i = this.snapshots.length;
     await this.mapper.suspend({ name: 'base' });
