@@ -52,6 +52,18 @@ export const mutants = [
     replace: '',
   },
   {
+    guard: 'a reset waits for a batch under way',
+    file: store,
+    find: '    await this.#running;\n',
+    replace: '',
+  },
+  {
+    guard: 'a batch that found no space is repeated as it was',
+    file: store,
+    find: 'this.#write(this.#unfinished || ready)',
+    replace: 'this.#write(ready)',
+  },
+  {
     guard: 'a chunk in use is not allocated again after a load',
     file: store,
     find: 'if (this.#nextFree <= newChunk) this.#nextFree = newChunk + 1;',
@@ -98,6 +110,24 @@ export const mutants = [
     file: 'src/targets/snapshot/tracked-reads.ts',
     find: 'if (this.#reads.size === 0) return undefined;',
     replace: 'if (this.#reads.size >= 0) return undefined;',
+  },
+  {
+    guard: 'a resume waits for origin writes that nobody copied',
+    file: snapshot,
+    find: 'if (known < this.size) await this.#origin.settled();',
+    replace: '',
+  },
+  {
+    guard: 'a resume waits for no origin writes that begin later',
+    file: origins,
+    find: '      this.#writers = new Writers();\n',
+    replace: '',
+  },
+  {
+    guard: 'a revert waits for origin writes that nobody copied',
+    file: exceptions,
+    find: '      await settled();\n',
+    replace: '',
   },
   {
     guard: 'a flush of a snapshot commits its exceptions',

@@ -105,6 +105,23 @@ test.each([true, false])('an area that is needed may not, and no read is left be
   expect(ended).toBe(device.takeLog().length);
 });
 
+test('a reset waits for a batch on its way to the disk: nothing of it is in the emptied store', async () => {
+  const device = make();
+  const store = await PersistentStore.open(device, C);
+  put(store, device, 5);
+  device.hold = (operation, at) => operation === 'write' && at === 1;
+  const committed = store.commit(store.lastSettled);
+  await device.held(1);
+  device.hold = undefined;
+  const reset = store.reset();
+  await new Promise((resolve) => setImmediate(resolve));
+  device.go();
+  expect(await committed).toBe('durable');
+  await reset;
+  expect(store.size).toBe(0);
+  expect((await PersistentStore.open(device, C)).size).toBe(0);
+});
+
 test('a reset waits for a batch on its way to the disk, and for the header of an invalid store', async () => {
   const device = make();
   const store = await PersistentStore.open(device, C);
