@@ -1,4 +1,14 @@
 /**
+ * Resolves when all of `waits` have ended, and rejects then with the error of the last among them that failed: whoever
+ * lent a buffer to several operations may use it again.
+ */
+export async function every(waits: readonly Promise<unknown>[]): Promise<void> {
+  let failed: PromiseRejectedResult | undefined;
+  for (const outcome of await Promise.allSettled(waits)) if (outcome.status === 'rejected') failed = outcome;
+  if (failed) throw failed.reason;
+}
+
+/**
  * The outcome of a request that was cut into parts. Every part is sent, whatever becomes of the others, and the whole
  * completes only when all have: until then the buffer belongs to them. It fails with the last error reported.
  */
@@ -23,8 +33,7 @@ export class Parts {
   }
 
   async #settle(): Promise<void> {
-    for (const outcome of await Promise.allSettled(this.#waits))
-      if (outcome.status === 'rejected') this.fail(outcome.reason);
+    await every(this.#waits);
     if (this.#failed) throw this.#error;
   }
 }

@@ -16,11 +16,11 @@
  */
 import type { BlockDevice, ChangedExtent, Extent, Maybe } from '../../device/block-device.ts';
 import { DmError, ioError } from '../../errors.ts';
-import { Parts } from '../../lib/parts.ts';
-import { every } from '../../lib/wait.ts';
+import { every, Parts } from '../../lib/parts.ts';
 import type { Commit, ExceptionStore } from '../../stores/exception/store.ts';
 import { bytes } from '../../units.ts';
-import { changedExtents, imageExtents } from './image.ts';
+import { BackgroundCommit } from './background-commit.ts';
+import { changedExtents, imageExtents, runEnd } from './image.ts';
 import { TrackedReads } from './tracked-reads.ts';
 
 /** Copies that one snapshot has running before further ones wait: the kernel's `snapshot_cow_threshold`, by default. */
@@ -29,11 +29,11 @@ const THRESHOLD = 2048;
 const THRESHOLD_BYTES = 64 * 1024 * 1024;
 /** Chunks that lie side by side are copied together up to this. */
 const COPY_BYTES = 1024 * 1024;
-/** Exceptions that settle without a flush are committed after this time, or when there are this many. */
-const COMMIT_AFTER_MS = 1000;
-const COMMIT_AT = 16384;
 /** Stretches zeroed before other requests get their turn. */
 const ZERO_RUNS = 256;
+/** Buffers of one chunk that are kept for the next copies. */
+const SPARE_MAX = 64;
+
 export class Exceptions {
   readonly store: ExceptionStore;
   readonly origin: BlockDevice;
@@ -54,10 +54,7 @@ export class Exceptions {
   #copies = 0;
   #throttled: (() => void)[] = [];
   #buffers: Uint8Array[] = [];
-  #timer: NodeJS.Timeout | undefined;
-  /** A commit that nobody asked for is running. */
-  #committing = false;
-  #closed = false;
+  #background: BackgroundCommit;
   /** Since the store became invalid under this object. */
   #marking: Promise<void> | undefined;
   /** The header says invalid, or as much as was possible was done for it. */
@@ -72,6 +69,7 @@ export class Exceptions {
     this.origin = origin;
     this.cow = cow;
     this.#chunkBytes = store.layout.chunkBytes;
+    this.#background = new BackgroundCommit(store, () => this.#becomeInvalid());
     this.#marked = !store.valid;
     this.threshold = Math.max(1, Math.min(THRESHOLD, Math.floor(THRESHOLD_BYTES / this.#chunkBytes)));
   }
@@ -89,9 +87,7 @@ export class Exceptions {
       while (at < end) {
         const first = Math.floor(at / size);
         const newChunk = this.store.lookup(first);
-        let stop = (first + 1) * size;
-        if (newChunk < 0) while (stop < end && this.store.lookup(stop / size) < 0) stop += size;
-        else while (stop < end && this.store.lookup(stop / size) === newChunk + (stop / size - first)) stop += size;
+        const stop = runEnd(this.store, first, newChunk, end);
         const count = Math.min(stop, end) - at;
         let wait: Maybe;
         if (newChunk >= 0) wait = this.cow.read(bytes(newChunk * size + (at - first * size)), into, start, count);
@@ -123,17 +119,11 @@ export class Exceptions {
         this.#checkWritable();
         const first = Math.floor(at / size);
         const newChunk = this.store.lookup(first);
-        let stop = (first + 1) * size;
+        const stop = newChunk < 0 ? (first + 1) * size : runEnd(this.store, first, newChunk, end);
+        const count = Math.min(stop, end) - at;
         let wait: Maybe;
-        let count: number;
-        if (newChunk >= 0) {
-          while (stop < end && this.store.lookup(stop / size) === newChunk + (stop / size - first)) stop += size;
-          count = Math.min(stop, end) - at;
-          wait = this.cow.write(bytes(newChunk * size + (at - first * size)), from, start, count);
-        } else {
-          count = Math.min(stop, end) - at;
-          wait = this.#writeFresh(first, at - first * size, from, start, count);
-        }
+        if (newChunk >= 0) wait = this.cow.write(bytes(newChunk * size + (at - first * size)), from, start, count);
+        else wait = this.#writeFresh(first, at - first * size, from, start, count);
         at += count;
         start += count;
         if (wait) {
@@ -159,9 +149,7 @@ export class Exceptions {
         const first = Math.floor(at / size);
         const offset = at - first * size;
         const newChunk = this.store.lookup(first);
-        let stop = (first + 1) * size;
-        if (newChunk >= 0)
-          while (stop < end && this.store.lookup(stop / size) === newChunk + (stop / size - first)) stop += size;
+        const stop = newChunk < 0 ? (first + 1) * size : runEnd(this.store, first, newChunk, end);
         const count = Math.min(stop, end) - at;
         try {
           this.#checkWritable();
@@ -274,8 +262,7 @@ export class Exceptions {
    * of the origin may have begun meanwhile. Rejects with ENOSPC only.
    */
   async drain(): Promise<void> {
-    clearTimeout(this.#timer);
-    this.#timer = undefined;
+    this.#background.cancel();
     await every([...this.#pending.values()]);
     await this.#reads.ended();
     const result = this.store.valid ? await this.store.commit(this.store.lastSettled) : 'invalid';
@@ -286,8 +273,7 @@ export class Exceptions {
   /** Ends what is under way. Nothing is lost by an error: what a failed commit leaves out was never flushed. */
   async close(): Promise<void> {
     await this.drain().catch(() => {});
-    this.#closed = true;
-    clearTimeout(this.#timer);
+    this.#background.close();
   }
 
   /**
@@ -332,15 +318,18 @@ export class Exceptions {
 
   #checkWritable(): void {
     if (!this.store.valid) throw this.#invalidError('write');
-    if (this.overflowed)
-      throw new DmError('SNAPSHOT_OVERFLOW', 'EIO', `Cannot write: the snapshot overflowed, ${this.cow.name} is full`, {
-        hint: 'enlarge the COW device, then remove the snapshot and create it again',
-      });
+    if (this.overflowed) throw this.#overflowError();
   }
 
   #invalidError(action: string): DmError {
     return new DmError('SNAPSHOT_INVALID', 'EIO', `Cannot ${action}: the snapshot on ${this.cow.name} is invalid`, {
       hint: 'its COW device ran full or failed; the origin is intact',
+    });
+  }
+
+  #overflowError(): DmError {
+    return new DmError('SNAPSHOT_OVERFLOW', 'EIO', `Cannot write: the snapshot overflowed, ${this.cow.name} is full`, {
+      hint: 'enlarge the COW device, then remove the snapshot and create it again',
     });
   }
 
@@ -476,39 +465,19 @@ export class Exceptions {
 
   #settle(newChunk: number): void {
     this.store.settle(newChunk, true);
-    if (this.store.lastSettled - this.store.durableBelow >= COMMIT_AT) void this.#commit();
-    else this.#commitSoon();
+    this.#background.settled();
   }
-
-  #commitSoon(): void {
-    if (this.#timer || this.#committing || this.#closed || !this.store.persistent) return;
-    this.#timer = setTimeout(this.#commit, COMMIT_AFTER_MS);
-    this.#timer.unref();
-  }
-
-  /** Never rejects. What settles meanwhile, or finds no space, has its turn a second later. */
-  readonly #commit = async (): Promise<void> => {
-    if (this.#committing || !this.store.valid) return;
-    this.#committing = true;
-    clearTimeout(this.#timer);
-    this.#timer = undefined;
-    const result = await this.store.commit(this.store.lastSettled);
-    this.#committing = false;
-    if (result === 'invalid') await this.#becomeInvalid();
-    else if (this.store.lastSettled >= this.store.durableBelow) this.#commitSoon();
-  };
 
   /** A commit on behalf of an origin write: whatever went wrong costs the snapshot, so that the write can go ahead. */
   async #afterCommit(result: Commit): Promise<void> {
     if (result !== 'durable') await this.#becomeInvalid();
   }
 
+  /** No chunk is left for a snapshot write. */
   #overflow(): DmError {
     if (this.overflows) {
       this.overflowed = true;
-      return new DmError('SNAPSHOT_OVERFLOW', 'EIO', `Cannot write: no free chunk is left on ${this.cow.name}`, {
-        hint: 'enlarge the COW device, then remove the snapshot and create it again',
-      });
+      return this.#overflowError();
     }
     void this.#becomeInvalid();
     return this.#invalidError('write');
@@ -534,6 +503,6 @@ export class Exceptions {
   }
 
   #give(buffer: Uint8Array): void {
-    if (buffer.length === this.#chunkBytes && this.#buffers.length < 64) this.#buffers.push(buffer);
+    if (buffer.length === this.#chunkBytes && this.#buffers.length < SPARE_MAX) this.#buffers.push(buffer);
   }
 }

@@ -7,6 +7,18 @@ import { type Bytes, bytes } from '../../units.ts';
 const WALK = 65536;
 const EXTENTS_MAX = 1024;
 
+/**
+ * The byte where the chunks end that lie side by side below, of which old chunk `first` at `newChunk` (-1: on the
+ * origin) is one: a multiple of the chunk size, and the first that is not below `end` at the latest.
+ */
+export function runEnd(store: ExceptionStore, first: number, newChunk: number, end: number): number {
+  const size = store.layout.chunkBytes;
+  let stop = (first + 1) * size;
+  if (newChunk < 0) while (stop < end && store.lookup(stop / size) < 0) stop += size;
+  else while (stop < end && store.lookup(stop / size) === newChunk + (stop / size - first)) stop += size;
+  return stop;
+}
+
 /** Which parts differ from the origin, from `at` on; may end before `at + length`. */
 export function changedExtents(store: ExceptionStore, at: number, length: number): ChangedExtent[] {
   const found: ChangedExtent[] = [];
@@ -61,10 +73,7 @@ function eachRun(
   while (at < end) {
     const first = Math.floor(at / size);
     const newChunk = store.lookup(first);
-    let stop = (first + 1) * size;
-    if (newChunk < 0) while (stop < end && store.lookup(stop / size) < 0) stop += size;
-    else while (stop < end && store.lookup(stop / size) === newChunk + (stop / size - first)) stop += size;
-    const count = Math.min(stop, end) - at;
+    const count = Math.min(runEnd(store, first, newChunk, end), end) - at;
     visit(count, newChunk, at - first * size, at);
     at += count;
   }

@@ -3,7 +3,7 @@
  * underlying device, nothing else, as in the kernel; devices are opened once, so the object is the identity.
  */
 import type { BlockDevice, Maybe } from '../../device/block-device.ts';
-import { every } from '../../lib/wait.ts';
+import { every } from '../../lib/parts.ts';
 import type { Bytes } from '../../units.ts';
 import type { Exceptions } from './exceptions.ts';
 

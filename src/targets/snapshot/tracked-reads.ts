@@ -1,4 +1,4 @@
-import { every } from '../../lib/wait.ts';
+import { every } from '../../lib/parts.ts';
 
 interface TrackedRead {
   readonly first: number;
