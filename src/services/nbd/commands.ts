@@ -15,11 +15,12 @@ import type { Bytes } from '../../units.ts';
 import { blockStatus } from './block-status.ts';
 import type { Session } from './handshake.ts';
 import type { Limits } from './limits.ts';
-import type { Replies } from './replies.ts';
+import { Hold, type Share } from './memory.ts';
+import { type Replies, SHORT_REPLY_MAX } from './replies.ts';
 import type { ReplyBuffer, ReplyBuffers } from './reply-buffers.ts';
 
-/** CACHE reads in pieces of this size and lets others run in between. */
-const CACHE_PIECE = 1024 * 1024;
+/** Of a descriptor of a block status, as an object and in the reply. */
+const EXTENT_BYTES = 64;
 
 /** FUA may be sent with every command. */
 const ALLOWED_FLAGS: readonly number[] = [
@@ -32,6 +33,13 @@ const ALLOWED_FLAGS: readonly number[] = [
   CMD_FLAG.FUA | CMD_FLAG.NO_HOLE | CMD_FLAG.FAST_ZERO,
   CMD_FLAG.FUA | CMD_FLAG.REQ_ONE,
 ];
+
+/** What a request in flight keeps. */
+interface Held {
+  release(): void;
+}
+
+const isAligned = (offset: number, length: number) => offset % 512 === 0 && length % 512 === 0;
 
 const nextTurn = () => new Promise<void>((resolve) => setImmediate(resolve));
 
@@ -46,11 +54,15 @@ export class Commands {
   readonly #access: ByteAccess;
   readonly #replies: Replies;
   readonly #buffers: ReplyBuffers;
+  readonly #share: Share;
   readonly #limits: Limits;
   readonly #structured: boolean;
   readonly #readOnly: boolean;
   readonly #log: (line: string) => void;
   readonly #onCompleted: () => void;
+  /** The chunk that requests are parsed from, and what keeps it while writes from it are in flight. */
+  #chunkBytes = 0;
+  #chunkHold: Hold | undefined;
   #closed = false;
 
   /** `onCompleted` is called when a request that was in flight no longer is. */
@@ -59,6 +71,7 @@ export class Commands {
     access: ByteAccess,
     replies: Replies,
     buffers: ReplyBuffers,
+    share: Share,
     limits: Limits,
     log: (line: string) => void,
     onCompleted: () => void,
@@ -68,6 +81,7 @@ export class Commands {
     this.#access = access;
     this.#replies = replies;
     this.#buffers = buffers;
+    this.#share = share;
     this.#limits = limits;
     this.#structured = session.structured;
     this.#readOnly = session.open.readOnly;
@@ -78,6 +92,30 @@ export class Commands {
   /** Nobody waits for answers any more. */
   close(): void {
     this.#closed = true;
+  }
+
+  /** Requests come from another chunk, of so many bytes. */
+  newChunk(bytes: number): void {
+    this.#chunkBytes = bytes;
+    this.#chunkHold = undefined;
+  }
+
+  /** Bytes that the request will hold beside what is held already; without a payload that does not lie in the chunk. */
+  cost(type: number, offset: number, length: number): number {
+    switch (type) {
+      case CMD.READ:
+        if (length > this.#limits.payloadBytes) break;
+        return (
+          this.#replies.cost(Math.max(CHUNK_HEADER_SIZE + 8 + length, SHORT_REPLY_MAX)) +
+          (isAligned(offset, length) ? 0 : length)
+        );
+      case CMD.WRITE:
+        if (this.#chunkHold?.isHeld) break;
+        return this.#replies.cost(SHORT_REPLY_MAX) + this.#chunkBytes;
+      case CMD.BLOCK_STATUS:
+        return this.#replies.cost(SHORT_REPLY_MAX) + this.#statusBytes;
+    }
+    return this.#replies.cost(SHORT_REPLY_MAX);
   }
 
   /** Carries out a request that has no payload. */
@@ -130,10 +168,8 @@ export class Commands {
       payload?.release();
       return this.#fail(error);
     }
-    if (payload) {
-      if (wait) wait = wait.finally(payload.release);
-      else payload.release();
-    }
+    if (wait) return this.#answer(slot, length, wait, payload ?? this.#holdChunk());
+    payload?.release();
     this.#answer(slot, length, wait);
   }
 
@@ -162,8 +198,11 @@ export class Commands {
     } catch (error) {
       return this.#fail(error);
     }
-    if (wait) this.#later(slot, header + length, length, wait, false);
-    else this.#replies.push(this.#replies.buffer, slot, slot + header + length);
+    if (wait) {
+      // The device reads the whole sectors elsewhere.
+      const held = isAligned(offset, length) ? undefined : new Hold(this.#share, length);
+      this.#later(slot, header + length, length, wait, false, held);
+    } else this.#replies.push(this.#replies.buffer, slot, slot + header + length);
   }
 
   #zeroOrTrim(type: number, offset: number, length: number) {
@@ -197,8 +236,8 @@ export class Commands {
     else this.#replies.push(this.#replies.buffer, slot, slot + SIMPLE_REPLY_SIZE);
   }
 
-  /** Success without data, after `wait`, and after a flush with FUA. */
-  #answer(slot: number, length: number, wait: Maybe) {
+  /** Success without data, after `wait`, and after a flush with FUA. `held` is given back then. */
+  #answer(slot: number, length: number, wait: Maybe, held?: Held) {
     const fua = (this.flags & CMD_FLAG.FUA) !== 0;
     if (!wait && fua) {
       try {
@@ -208,12 +247,12 @@ export class Commands {
       }
       if (wait) return this.#later(slot, SIMPLE_REPLY_SIZE, length, wait, false);
     }
-    if (wait) this.#later(slot, SIMPLE_REPLY_SIZE, length, wait, fua);
+    if (wait) this.#later(slot, SIMPLE_REPLY_SIZE, length, wait, fua, held);
     else this.#replies.push(this.#replies.buffer, slot, slot + SIMPLE_REPLY_SIZE);
   }
 
   /** Keeps the slot until the device is done. */
-  #later(slot: number, size: number, length: number, wait: Promise<void>, thenFlush: boolean): void {
+  #later(slot: number, size: number, length: number, wait: Promise<void>, thenFlush: boolean, held?: Held): void {
     const { buffer } = this.#replies;
     const cookieHigh = this.#replies.cookieHigh;
     const cookieLow = this.#replies.cookieLow;
@@ -224,21 +263,22 @@ export class Commands {
     settled.then(
       () => {
         this.#replies.push(buffer, slot, slot + size);
-        this.#completed(buffer, length);
+        this.#completed(buffer, length, held);
       },
       (error) => {
         this.#replies.cookieHigh = cookieHigh;
         this.#replies.cookieLow = cookieLow;
         this.#fail(error);
-        this.#completed(buffer, length);
+        this.#completed(buffer, length, held);
       },
     );
   }
 
-  #completed(buffer: ReplyBuffer, length: number): void {
+  #completed(buffer: ReplyBuffer, length: number, held: Held | undefined): void {
     this.requestsInFlight--;
     this.bytesInFlight -= length;
     buffer.release();
+    held?.release();
     this.#replies.planFlush();
     this.#onCompleted();
   }
@@ -249,6 +289,7 @@ export class Commands {
     const cookieHigh = this.#replies.cookieHigh;
     const cookieLow = this.#replies.cookieLow;
     const one = (this.flags & CMD_FLAG.REQ_ONE) !== 0;
+    const hold = new Hold(this.#share, this.#statusBytes);
     this.requestsInFlight++;
     this.#blockStatuses(offset as Bytes, length, one)
       .then(
@@ -267,6 +308,7 @@ export class Commands {
       )
       .finally(() => {
         this.requestsInFlight--;
+        hold.release();
         this.#replies.planFlush();
         this.#onCompleted();
       });
@@ -282,15 +324,23 @@ export class Commands {
 
   /** Reading is what brings data into caches, whoever keeps them. */
   async #cache(offset: Bytes, length: number): Promise<void> {
-    const scratch = this.#buffers.take(Math.min(length, CACHE_PIECE));
-    try {
-      for (let done = 0; done < length && !this.#closed; done += CACHE_PIECE) {
-        await this.#access.read((offset + done) as Bytes, scratch.data, 0, Math.min(CACHE_PIECE, length - done));
-        await nextTurn();
-      }
-    } finally {
-      scratch.release();
+    const { scratch } = this.#buffers;
+    // In pieces, so that others run in between.
+    for (let done = 0; done < length && !this.#closed; done += scratch.length) {
+      await this.#access.read((offset + done) as Bytes, scratch, 0, Math.min(scratch.length, length - done));
+      await nextTurn();
     }
+  }
+
+  get #statusBytes(): number {
+    return this.#session.contexts.length * this.#limits.extents * EXTENT_BYTES;
+  }
+
+  /** Keeps the chunk for one more request. */
+  #holdChunk(): Hold {
+    if (this.#chunkHold?.isHeld) this.#chunkHold.retain();
+    else this.#chunkHold = new Hold(this.#share, this.#chunkBytes);
+    return this.#chunkHold;
   }
 
   /** Refuses what is not inside the device, at the size it has now. */

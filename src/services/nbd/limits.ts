@@ -14,6 +14,10 @@ export const LIMITS = {
   /** Requests and their bytes that a device may have under way for one connection before it is no longer read. */
   requestsInFlight: 256,
   bytesInFlight: 64 * 1024 * 1024,
+  /** Payloads and replies of all connections together, beyond what each has of its own; see memory.ts. */
+  memoryBytes: 512 * 1024 * 1024,
+  /** For the rest of a payload, or for taking a reply, while others wait for that memory. */
+  stallMs: 30_000,
   /** Replies a client has not taken; the connection is not read while there are more. */
   replyBytes: 4 * 1024 * 1024,
   /** Descriptors of one block status reply. */

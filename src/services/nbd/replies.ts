@@ -8,10 +8,13 @@ import {
   SIMPLE_REPLY_SIZE,
   simpleReply,
 } from '../../formats/nbd/transmission.ts';
-import type { ReplyBuffer, ReplyBuffers } from './reply-buffers.ts';
+import type { Share } from './memory.ts';
+import { bufferBytes, type ReplyBuffer, type ReplyBuffers, SMALLEST_BUFFER } from './reply-buffers.ts';
 
-/** Bytes of an error's text that are sent. */
+/** Characters of an error's text that are sent. */
 const MESSAGE_MAX = 1024;
+/** The longest reply without data, an error with text of three bytes to a character. */
+export const SHORT_REPLY_MAX = 4096;
 
 /** A stretch of a reply buffer that is ready. The objects are used again. */
 interface Stretch {
@@ -26,8 +29,11 @@ export class Replies {
   cookieLow = 0;
   /** The buffer being filled: the last slot reserved lies in it. */
   buffer: ReplyBuffer;
+  /** Stretches of replies that the client has taken so far. */
+  taken = 0;
   readonly #socket: Duplex;
   readonly #buffers: ReplyBuffers;
+  readonly #share: Share;
   readonly #wake: () => void;
   readonly #ready: Stretch[] = [];
   #readyCount = 0;
@@ -37,9 +43,10 @@ export class Replies {
   #released = false;
 
   /** `wake` is called whenever the socket has taken replies. */
-  constructor(socket: Duplex, buffers: ReplyBuffers, wake: () => void) {
+  constructor(socket: Duplex, buffers: ReplyBuffers, share: Share, wake: () => void) {
     this.#socket = socket;
     this.#buffers = buffers;
+    this.#share = share;
     this.#wake = wake;
     this.buffer = this.#take(0);
   }
@@ -47,6 +54,11 @@ export class Replies {
   /** Bytes the client has yet to take. */
   get unsent(): number {
     return this.#readyBytes + this.#socket.writableLength;
+  }
+
+  /** Bytes of the buffer that a reply of `size` bytes would need beside the one being filled. */
+  cost(size: number): number {
+    return this.buffer.data.length - this.buffer.used < size ? bufferBytes(size) : 0;
   }
 
   /**
@@ -159,10 +171,17 @@ export class Replies {
   };
 
   #take(size: number): ReplyBuffer {
-    const buffer = this.#buffers.take(size);
+    const buffer = this.#buffers.take(size, this.#share);
     buffer.onTaken = (users) => {
-      // Nothing of it is in use: fill it from the start again.
-      if (users === 1 && buffer === this.buffer) buffer.used = 0;
+      this.taken++;
+      // Nothing of it is in use: fill it from the start again. A large one is not kept by a connection that may be idle.
+      if (users === 1 && buffer === this.buffer && !this.#released) {
+        buffer.used = 0;
+        if (buffer.data.length > SMALLEST_BUFFER) {
+          this.buffer = this.#take(0);
+          buffer.release();
+        }
+      }
       this.#wake();
     };
     return buffer;

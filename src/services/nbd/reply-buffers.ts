@@ -1,9 +1,15 @@
+import type { Share } from './memory.ts';
+
 /** Whole batches of small replies fit in the smallest size and stay in the processor's cache. */
 const SMALLEST = 17;
 /** Room for headers beside a power of two of data. */
 const SLACK = 4096;
+/** Bytes of the smallest buffer. */
+export const SMALLEST_BUFFER = 2 ** SMALLEST + SLACK;
 /** Bytes kept for reuse; what comes back beyond is left to the garbage collector. */
 const KEPT_MAX = 64 * 1024 * 1024;
+/** See `scratch`. */
+const SCRATCH_BYTES = 1024 * 1024;
 
 /**
  * A buffer with its users counted: the connection that fills it, each stretch the socket has not taken, and each slot a
@@ -14,21 +20,26 @@ export class ReplyBuffer {
   /** Bytes given out so far. */
   used = 0;
   #users = 1;
+  #share: Share;
   readonly #pool: ReplyBuffers;
   readonly #order: number;
   /** Called with the users left when a socket has taken a stretch; the connection that fills it listens. */
   onTaken: ((users: number) => void) | undefined;
 
-  constructor(pool: ReplyBuffers, order: number) {
+  constructor(pool: ReplyBuffers, order: number, share: Share) {
     this.data = Buffer.allocUnsafeSlow(2 ** order + SLACK);
     this.#pool = pool;
     this.#order = order;
+    this.#share = share;
+    share.take(this.data.length);
   }
 
-  reset(): void {
+  reset(share: Share): void {
     this.used = 0;
     this.#users = 1;
     this.onTaken = undefined;
+    this.#share = share;
+    share.take(this.data.length);
   }
 
   retain(): void {
@@ -37,7 +48,9 @@ export class ReplyBuffer {
 
   /** A function of its own, so that it can be handed on as it is. */
   readonly release = (): void => {
-    if (--this.#users === 0) this.#pool.give(this, this.#order);
+    if (--this.#users > 0) return;
+    this.#share.give(this.data.length);
+    this.#pool.give(this, this.#order);
   };
 
   /** `release` for `socket.write`. */
@@ -47,18 +60,27 @@ export class ReplyBuffer {
   };
 }
 
+const orderOf = (size: number): number => {
+  let order = SMALLEST;
+  while (2 ** order + SLACK < size) order++;
+  return order;
+};
+
+/** Bytes of the buffer that `take(size)` returns. */
+export const bufferBytes = (size: number): number => 2 ** orderOf(size) + SLACK;
+
 export class ReplyBuffers {
   readonly #free: ReplyBuffer[][] = [];
   #kept = 0;
+  #scratch: Buffer | undefined;
 
-  /** A buffer with room for `size` bytes and one user. */
-  take(size: number): ReplyBuffer {
-    let order = SMALLEST;
-    while (2 ** order + SLACK < size) order++;
+  /** A buffer with room for `size` bytes and one user, counted as the share's. */
+  take(size: number, share: Share): ReplyBuffer {
+    const order = orderOf(size);
     const buffer = this.#free[order]?.pop();
-    if (!buffer) return new ReplyBuffer(this, order);
+    if (!buffer) return new ReplyBuffer(this, order, share);
     this.#kept -= buffer.data.length;
-    buffer.reset();
+    buffer.reset(share);
     return buffer;
   }
 
@@ -66,5 +88,11 @@ export class ReplyBuffers {
     if (this.#kept + buffer.data.length > KEPT_MAX) return;
     this.#kept += buffer.data.length;
     (this.#free[order] ??= []).push(buffer);
+  }
+
+  /** For what is read and not looked at; all connections have the same one. */
+  get scratch(): Buffer {
+    this.#scratch ??= Buffer.allocUnsafeSlow(SCRATCH_BYTES);
+    return this.#scratch;
   }
 }

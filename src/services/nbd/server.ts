@@ -12,6 +12,7 @@ import { ByteReader } from '../../lib/byte-reader.ts';
 import type { Exports } from './exports.ts';
 import { negotiate } from './handshake.ts';
 import { LIMITS, type Limits } from './limits.ts';
+import { Memory } from './memory.ts';
 import { ReplyBuffers } from './reply-buffers.ts';
 import { Transmission } from './transmission.ts';
 
@@ -32,6 +33,7 @@ export class NbdServer {
   readonly #log: (line: string) => void;
   readonly #limits: Limits;
   readonly #buffers = new ReplyBuffers();
+  readonly #memory: Memory;
   /** All connections to a device write through the same one. */
   readonly #access = new WeakMap<BlockDevice, ByteAccess>();
   readonly #connections = new Set<Connection>();
@@ -43,11 +45,17 @@ export class NbdServer {
     this.#exports = exports;
     this.#log = log;
     this.#limits = { ...LIMITS, ...limits };
+    this.#memory = new Memory(this.#limits.memoryBytes, this.#limits.stallMs);
   }
 
   /** Connections at this moment. */
   get connectionCount(): number {
     return this.#connections.size;
+  }
+
+  /** Bytes that payloads and replies of all connections take at this moment. */
+  get heldBytes(): number {
+    return this.#memory.held;
   }
 
   /**
@@ -177,7 +185,7 @@ export class NbdServer {
     const { open } = session;
     let access = this.#access.get(open.device);
     if (!access) this.#access.set(open.device, (access = new ByteAccess(open.device, 512)));
-    const transmission = new Transmission(socket, session, access, this.#buffers, this.#limits, log);
+    const transmission = new Transmission(socket, session, access, this.#buffers, this.#memory, this.#limits, log);
     connection.transmission = transmission;
     try {
       transmission.start(rest);

@@ -8,8 +8,8 @@
  *                -> at the end of the chunk, one write of all replies
  *
  * - A write's payload goes to the device from the chunk if it lies there whole; otherwise it is gathered once.
- * - The loop stops between two requests, and the socket is paused, while too much is in flight or the client does not
- *   take its replies. It goes on where it stopped.
+ * - The loop stops between two requests, and the socket is paused, while too much is in flight, the client does not take
+ *   its replies, or there is no memory for the next request. It goes on where it stopped.
  *
  * The client is not trusted: what it may break is its own connection.
  */
@@ -20,8 +20,9 @@ import { REQUEST_SIZE, requestHeader } from '../../formats/nbd/transmission.ts';
 import { Commands } from './commands.ts';
 import type { Session } from './handshake.ts';
 import type { Limits } from './limits.ts';
+import type { Memory, Share } from './memory.ts';
 import { Replies } from './replies.ts';
-import type { ReplyBuffer, ReplyBuffers } from './reply-buffers.ts';
+import { bufferBytes, type ReplyBuffer, type ReplyBuffers } from './reply-buffers.ts';
 
 const AT = requestHeader.at;
 const EMPTY = Buffer.alloc(0);
@@ -31,6 +32,7 @@ export class Transmission {
   readonly #buffers: ReplyBuffers;
   readonly #replies: Replies;
   readonly #commands: Commands;
+  readonly #share: Share;
   readonly #limits: Limits;
   readonly #log: (line: string) => void;
 
@@ -49,6 +51,8 @@ export class Transmission {
   #payloadOffset = 0;
   #payloadCookieHigh = 0;
   #payloadCookieLow = 0;
+  /** Payloads gathered so far. */
+  #gathered = 0;
 
   #parsing = false;
   #paused = false;
@@ -67,6 +71,7 @@ export class Transmission {
     session: Session,
     access: ByteAccess,
     buffers: ReplyBuffers,
+    memory: Memory,
     limits: Limits,
     log: (line: string) => void,
   ) {
@@ -74,8 +79,9 @@ export class Transmission {
     this.#buffers = buffers;
     this.#limits = limits;
     this.#log = log;
-    this.#replies = new Replies(socket, buffers, () => this.#wake());
-    this.#commands = new Commands(session, access, this.#replies, buffers, limits, log, () => {
+    this.#share = memory.join(this.#holder(), 1);
+    this.#replies = new Replies(socket, buffers, this.#share, () => this.#wake());
+    this.#commands = new Commands(session, access, this.#replies, buffers, this.#share, limits, log, () => {
       if (this.#stopped) this.#settle();
     });
     this.done = new Promise((resolve) => (this.#resolve = resolve));
@@ -98,10 +104,22 @@ export class Transmission {
     this.#stop();
   }
 
+  #holder() {
+    return {
+      wake: () => this.#wake(),
+      progress: () => (this.#payload || this.#replies.unsent > 0 ? this.#gathered + this.#replies.taken : undefined),
+      cutOff: () => {
+        const what = this.#payload ? 'did not finish a payload' : 'did not take its replies';
+        this.#violation(`${what} for ${this.#limits.stallMs} ms while others waited for memory`);
+      },
+    };
+  }
+
   #onData(chunk: Buffer) {
     if (this.#stopped) return;
     this.#chunk = chunk;
     this.#at = 0;
+    this.#commands.newChunk(chunk.length);
     this.#parse();
   }
 
@@ -117,6 +135,7 @@ export class Transmission {
     if (this.#closed) return;
     this.#closed = true;
     this.#stopped = true;
+    this.#share.leaveLine();
     this.#payload?.release();
     this.#payload = undefined;
     this.#replies.close();
@@ -128,6 +147,9 @@ export class Transmission {
     this.#stopped = true;
     this.#chunk = EMPTY;
     this.#at = 0;
+    this.#payload?.release();
+    this.#payload = undefined;
+    this.#share.leaveLine();
     this.#settle();
   }
 
@@ -136,6 +158,7 @@ export class Transmission {
     if (!this.#stopped || this.#commands.requestsInFlight > 0) return;
     if (this.#closed) {
       this.#replies.release();
+      this.#share.leave();
       return this.#resolve();
     }
     if (this.#parsing || this.#ended) return;
@@ -152,6 +175,7 @@ export class Transmission {
   #violation(state: string): void {
     this.#log(state);
     this.#stopped = true;
+    this.#share.leaveLine();
     this.#chunk = EMPTY;
     this.#at = 0;
     this.#socket.destroy();
@@ -180,13 +204,12 @@ export class Transmission {
         if (!this.#gather()) break;
         continue;
       }
-      if (left === 0) break;
+      if (left === 0 && this.#headLength < REQUEST_SIZE) break;
       if (this.#mustWait()) {
         // What is ready must be on its way, or nobody would wake this connection.
         this.#replies.flush();
         if (this.#mustWait()) {
-          this.#paused = true;
-          this.#socket.pause();
+          this.#pause();
           break;
         }
       }
@@ -196,10 +219,18 @@ export class Transmission {
         this.#at += count;
         if (this.#headLength < REQUEST_SIZE) break;
         this.#headLength = 0;
-        this.#request(this.#head, 0);
+        if (!this.#request(this.#head, 0)) {
+          this.#headLength = REQUEST_SIZE;
+          this.#pause();
+          break;
+        }
       } else {
         this.#at += REQUEST_SIZE;
-        this.#request(this.#chunk, this.#at - REQUEST_SIZE);
+        if (!this.#request(this.#chunk, this.#at - REQUEST_SIZE)) {
+          this.#at -= REQUEST_SIZE;
+          this.#pause();
+          break;
+        }
       }
     }
     this.#parsing = false;
@@ -211,37 +242,59 @@ export class Transmission {
     this.#settle();
   }
 
+  #pause(): void {
+    this.#paused = true;
+    this.#socket.pause();
+  }
+
   /** Goes on where `#parse` stopped. */
   #wake(): void {
-    if (!this.#paused || this.#parsing || this.#stopped || this.#mustWait()) return;
+    if (!this.#paused || this.#parsing || this.#stopped) return;
+    if (this.#mustWait()) {
+      // Others need not stand behind one that could not go on if it were its turn.
+      this.#share.leaveLine();
+      return;
+    }
     this.#paused = false;
     this.#parse();
     if (!this.#paused && !this.#stopped) this.#socket.resume();
   }
-  #request(head: Buffer, base: number) {
-    if (head.readUInt32BE(base + AT.magic) !== REQUEST_MAGIC)
-      return this.#violation('sent a request without its magic');
+  /** False when there is no memory for the request: it is to be tried again. */
+  #request(head: Buffer, base: number): boolean {
+    if (head.readUInt32BE(base + AT.magic) !== REQUEST_MAGIC) {
+      this.#violation('sent a request without its magic');
+      return true;
+    }
     const type = head.readUInt16BE(base + AT.type);
     const offset = head.readUInt32BE(base + AT.offset) * 0x1_0000_0000 + head.readUInt32BE(base + AT.offset + 4);
     const length = head.readUInt32BE(base + AT.length);
+    const gathers = type === CMD.WRITE && length <= this.#limits.payloadBytes && !this.#isHere(length);
+    const cost = this.#commands.cost(type, offset, length) + (gathers ? bufferBytes(length) : 0);
+    if (!this.#share.admits(cost)) return false;
     this.#commands.flags = head.readUInt16BE(base + AT.flags);
     this.#replies.cookieHigh = head.readUInt32BE(base + AT.cookieHigh);
     this.#replies.cookieLow = head.readUInt32BE(base + AT.cookieLow);
     if (type === CMD.DISC) this.#stop();
     else if (type === CMD.WRITE) this.#write(offset, length);
     else this.#commands.run(type, offset, length);
+    return true;
+  }
+
+  /** The payload lies whole in the chunk. */
+  #isHere(length: number): boolean {
+    return this.#chunk.length - this.#at >= length;
   }
 
   #write(offset: number, length: number): void {
     if (!this.#commands.mayWrite(offset, length)) {
       // Whatever is wrong with a write, its payload follows.
       this.#skip = length;
-    } else if (this.#chunk.length - this.#at >= length) {
+    } else if (this.#isHere(length)) {
       const start = this.#at;
       this.#at += length;
       this.#commands.write(offset, this.#chunk, start, length, undefined);
     } else {
-      this.#payload = this.#buffers.take(length);
+      this.#payload = this.#buffers.take(length, this.#share);
       this.#payloadLength = length;
       this.#payloadFlags = this.#commands.flags;
       this.#payloadOffset = offset;
@@ -259,6 +312,7 @@ export class Transmission {
     this.#at += count;
     if (payload.used < this.#payloadLength) return false;
     this.#payload = undefined;
+    this.#gathered++;
     this.#commands.flags = this.#payloadFlags;
     this.#replies.cookieHigh = this.#payloadCookieHigh;
     this.#replies.cookieLow = this.#payloadCookieLow;

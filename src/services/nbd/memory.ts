@@ -1,0 +1,201 @@
+/**
+ * A bound on the memory that payloads and replies of all connections take together.
+ *
+ * Every connection has a little of its own (`OWN_BYTES`), so that small requests never wait for anybody. What it holds
+ * beyond comes out of a common stock. When that is used up, the next request of a connection that needs more is not
+ * parsed and its socket is not read; it stands in line, first come, first served, for one request at a time.
+ *
+ * Nobody waits for ever. What is held is given back
+ *
+ * - when the device completes the request: not the client's fault, however long it takes;
+ * - when the client has sent the rest of a payload, or taken a reply. While others stand in line it has a time limit for
+ *   that, and is cut off beyond it. The limit is on the whole of a payload or a reply, so a client that is alive but
+ *   moves a byte a minute is cut off too.
+ *
+ * A connection in line asks for all that its next request needs at once and holds nothing for it meanwhile.
+ */
+import { SMALLEST_BUFFER } from './reply-buffers.ts';
+
+/** What a connection always has: a buffer for replies and one for a payload of up to 128 KiB. */
+export const OWN_BYTES = 2 * SMALLEST_BUFFER;
+
+/** A connection, as the memory sees it. */
+export interface Holder {
+  /** The request that had to wait may be tried again. */
+  wake(): void;
+  /**
+   * What the client has completed so far, payloads and replies: a number that grows. Undefined when nothing that is held
+   * depends on the client.
+   */
+  progress(): number | undefined;
+  /** The time limit has passed. */
+  cutOff(): void;
+}
+
+export class Memory {
+  readonly #limit: number;
+  readonly #stallMs: number;
+  /** Of the common stock. */
+  #used = 0;
+  readonly #shares = new Set<Share>();
+  /** In the order of their coming. */
+  readonly #line = new Set<Share>();
+  #wakePlanned = false;
+  #timer: NodeJS.Timeout | undefined;
+
+  /** `limit` in bytes. A single request that is larger than all of it is served alone. */
+  constructor(limit: number, stallMs: number) {
+    this.#limit = limit;
+    this.#stallMs = stallMs;
+  }
+
+  /** Bytes held at this moment, those of the connections' own included. */
+  get held(): number {
+    let held = 0;
+    for (const share of this.#shares) held += share.held;
+    return held;
+  }
+
+  /** `weight`: how often each byte is there. */
+  join(holder: Holder, weight: number): Share {
+    const share = new Share(this, holder, weight);
+    this.#shares.add(share);
+    return share;
+  }
+
+  leave(share: Share): void {
+    this.leaveLine(share);
+    if (share.held === 0) this.#shares.delete(share);
+  }
+
+  /** To be called with what a share holds before and after a change. */
+  changed(share: Share, before: number): void {
+    this.#used += beyondOwn(share.held) - beyondOwn(before);
+    if (share.held < before && this.#line.size > 0) this.#planWake();
+    if (share.held === 0 && share.left) this.#shares.delete(share);
+  }
+
+  /** Whether the share may hold so many bytes more. If not it is in line, and its holder will be woken. */
+  admits(share: Share, bytes: number): boolean {
+    const more = beyondOwn(share.held + bytes) - beyondOwn(share.held);
+    if (more > 0) {
+      const first = this.#line.size === 0 || this.#line.values().next().value === share;
+      if (!first || (this.#used > 0 && this.#used + more > this.#limit)) {
+        this.#line.add(share);
+        this.#timer ??= this.#watch();
+        return false;
+      }
+    }
+    this.leaveLine(share);
+    return true;
+  }
+
+  leaveLine(share: Share): void {
+    if (!this.#line.delete(share)) return;
+    if (this.#line.size > 0) this.#planWake();
+    else {
+      clearTimeout(this.#timer);
+      this.#timer = undefined;
+    }
+  }
+
+  /** In a turn of its own: whoever gives memory back is in the middle of something. */
+  #planWake(): void {
+    if (this.#wakePlanned) return;
+    this.#wakePlanned = true;
+    setImmediate(() => {
+      this.#wakePlanned = false;
+      const [first] = this.#line;
+      first?.holder.wake();
+    });
+  }
+
+  /** Cuts off who completes nothing while others wait for the whole of the time limit. */
+  #watch(): NodeJS.Timeout {
+    const before = new Map<Share, number>();
+    for (const share of this.#shares) {
+      const progress = share.held > OWN_BYTES ? share.holder.progress() : undefined;
+      if (progress !== undefined) before.set(share, progress);
+    }
+    const timer = setTimeout(() => {
+      for (const [share, progress] of before) {
+        if (share.held > OWN_BYTES && share.holder.progress() === progress) share.holder.cutOff();
+      }
+      this.#timer = this.#line.size > 0 ? this.#watch() : undefined;
+    }, this.#stallMs);
+    return timer.unref();
+  }
+}
+
+const beyondOwn = (held: number) => Math.max(0, held - OWN_BYTES);
+
+/** What one connection holds. */
+export class Share {
+  /** Bytes. */
+  held = 0;
+  /** The connection is gone; what it holds will be given back. */
+  left = false;
+  readonly holder: Holder;
+  readonly #memory: Memory;
+  readonly #weight: number;
+
+  constructor(memory: Memory, holder: Holder, weight: number) {
+    this.#memory = memory;
+    this.holder = holder;
+    this.#weight = weight;
+  }
+
+  /** Whether a request that needs so many bytes may be taken now. If not, its holder is woken when it is worth a try. */
+  admits(bytes: number): boolean {
+    return this.#memory.admits(this, bytes * this.#weight);
+  }
+
+  /** Counts what is held from now on, whether it was asked for or not. */
+  take(bytes: number): void {
+    const before = this.held;
+    this.held += bytes * this.#weight;
+    this.#memory.changed(this, before);
+  }
+
+  give(bytes: number): void {
+    const before = this.held;
+    this.held -= bytes * this.#weight;
+    this.#memory.changed(this, before);
+  }
+
+  /** Asks for nothing at present. */
+  leaveLine(): void {
+    this.#memory.leaveLine(this);
+  }
+
+  /** The connection is gone. */
+  leave(): void {
+    this.left = true;
+    this.#memory.leave(this);
+  }
+}
+
+/** Memory that requests in flight keep, and that nobody counts but this. */
+export class Hold {
+  readonly #share: Share;
+  readonly #bytes: number;
+  #users = 1;
+
+  constructor(share: Share, bytes: number) {
+    this.#share = share;
+    this.#bytes = bytes;
+    share.take(bytes);
+  }
+
+  get isHeld(): boolean {
+    return this.#users > 0;
+  }
+
+  retain(): void {
+    this.#users++;
+  }
+
+  release(): void {
+    if (--this.#users === 0) this.#share.give(this.#bytes);
+  }
+}
