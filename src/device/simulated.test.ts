@@ -1,5 +1,5 @@
 import { expect, test } from 'vitest';
-import { deviceSuite } from '../testing/device-suite.ts';
+import { deviceSuite } from '../../test/support/device-suite.ts';
 import { bytes, SECTOR } from '../units.ts';
 import { PowerSupply, SimulatedDisk } from './simulated.ts';
 

@@ -7,8 +7,8 @@ import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, test, vi } from 'vitest';
 import { FileDevice } from '../../src/device/file.ts';
 import { openDisk } from '../../src/device/open.ts';
-import { deviceSuite } from '../../src/testing/device-suite.ts';
 import { bytes } from '../../src/units.ts';
+import { deviceSuite } from '../support/device-suite.ts';
 
 const MIB = 2 ** 20;
 

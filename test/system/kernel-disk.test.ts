@@ -6,8 +6,8 @@ import { join } from 'node:path';
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test, vi } from 'vitest';
 import { KernelDisk } from '../../src/device/kernel-disk.ts';
 import { Disks, openDisk } from '../../src/device/open.ts';
-import { deviceSuite } from '../../src/testing/device-suite.ts';
 import { bytes } from '../../src/units.ts';
+import { deviceSuite } from '../support/device-suite.ts';
 
 const MIB = 2 ** 20;
 const run = (program: string, ...words: string[]) => execFileSync(program, words, { encoding: 'utf8' }).trim();

@@ -6,8 +6,8 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, it, onTestFinished } from 'vitest';
 import { NbdDevice } from '../../src/device/nbd.ts';
-import { deviceSuite } from '../../src/testing/device-suite.ts';
 import { bytes } from '../../src/units.ts';
+import { deviceSuite } from '../support/device-suite.ts';
 
 const MiB = 2 ** 20;
 let directory: string;

@@ -5,7 +5,7 @@ import { afterAll, beforeAll, describe, expect, test, vi } from 'vitest';
 import { FileDevice } from '../../src/device/file.ts';
 import { MemoryDevice } from '../../src/device/memory.ts';
 import { system } from '../../src/lib/system.ts';
-import { deviceSuite } from '../../src/testing/device-suite.ts';
+import { deviceSuite } from '../support/device-suite.ts';
 
 deviceSuite('memory', async () => ({ device: new MemoryDevice(4 * 2 ** 20), cleanup() {} }));
 

@@ -5,8 +5,8 @@ import { NbdDevice, type NbdOptions, sectorExtents } from '../../src/device/nbd.
 import { Disks } from '../../src/device/open.ts';
 import { CHUNK, CMD, CMD_FLAG, FLAG, OPT, REP } from '../../src/formats/nbd/constants.ts';
 import { optionReply } from '../../src/formats/nbd/handshake.ts';
-import { deviceSuite } from '../../src/testing/device-suite.ts';
 import { bytes } from '../../src/units.ts';
+import { deviceSuite } from '../support/device-suite.ts';
 import { type FakeServer, fakeServer } from './nbd-fake-server.ts';
 import { delayed, filled, MiB, serve, start } from './nbd-support.ts';
 

@@ -1,14 +1,14 @@
 import fc from 'fast-check';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
-import type { BlockDevice, Maybe } from '../device/block-device.ts';
-import { DmError, type Errno } from '../errors.ts';
-import { bytes, SECTOR } from '../units.ts';
+import type { BlockDevice, Maybe } from '../../src/device/block-device.ts';
+import { DmError, type Errno } from '../../src/errors.ts';
+import { bytes, SECTOR } from '../../src/units.ts';
 
 /** The part of the device that the tests use. */
 const AREA = 2 * 2 ** 20;
 const AREA_SECTORS = AREA / SECTOR;
 
-export interface DeviceUnderTest {
+interface DeviceUnderTest {
   /** Writable, of at least 4 MiB, with any content. */
   device: BlockDevice;
   /** Called after the device was closed. */
