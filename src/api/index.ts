@@ -5,6 +5,7 @@ export type {
   Dependency,
   DeviceInfo,
   DeviceRef,
+  Geometry,
   LoadOptions,
   SuspendOptions,
   TargetSpec,

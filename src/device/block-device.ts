@@ -10,6 +10,9 @@ import type { Bytes } from '../units.ts';
  */
 export type Maybe<T = void> = T | Promise<T>;
 
+/** To read, or to read and write. */
+export type Mode = 'r' | 'rw';
+
 /** A stretch of a device, as NBD's `base:allocation` sees it. */
 export interface Extent {
   length: Bytes;

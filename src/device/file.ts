@@ -2,7 +2,7 @@ import fs from 'node:fs';
 import { DmError, errnoNumber, fromSystem } from '../errors.ts';
 import { PUNCH_HOLE, SEEK_DATA, SEEK_HOLE, system, ZERO_RANGE } from '../lib/system.ts';
 import { type Bytes, bytes, SECTOR } from '../units.ts';
-import type { Extent, Maybe } from './block-device.ts';
+import type { Extent, Maybe, Mode } from './block-device.ts';
 import { locate } from './locate.ts';
 import { inUse, lock } from './lock.ts';
 import { type OpenFile, openPath, PosixDevice } from './posix-device.ts';
@@ -20,7 +20,7 @@ export class FileDevice extends PosixDevice {
    * Opens a regular file. Throws DmError: DEVICE_IN_USE (EBUSY) when another process has it locked, FILE_SIZE (EINVAL)
    * when its size is not a multiple of 512, or the error of open(2).
    */
-  static async open(argument: string, mode: 'r' | 'rw'): Promise<FileDevice> {
+  static async open(argument: string, mode: Mode): Promise<FileDevice> {
     const { path } = await locate(argument);
     const fd = await openPath(path, mode);
     try {

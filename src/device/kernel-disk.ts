@@ -3,7 +3,7 @@ import { basename, join } from 'node:path';
 import { DmError, fromSystem } from '../errors.ts';
 import { BLKDISCARD, BLKSSZGET, BLKZEROOUT, PUNCH_HOLE, system } from '../lib/system.ts';
 import { type Bytes, bytes, SECTOR } from '../units.ts';
-import type { Extent, Maybe } from './block-device.ts';
+import type { Extent, Maybe, Mode } from './block-device.ts';
 import { deviceNumber, locate } from './locate.ts';
 import { openPath, PosixDevice } from './posix-device.ts';
 
@@ -18,7 +18,7 @@ export class KernelDisk extends PosixDevice {
   readonly canDiscard: boolean;
 
   /** Throws DmError: DEVICE_IN_USE (EBUSY) when the disk is claimed, READ_ONLY (EROFS), or the error of open(2). */
-  static async open(argument: string, mode: 'r' | 'rw'): Promise<KernelDisk> {
+  static async open(argument: string, mode: Mode): Promise<KernelDisk> {
     const { path, stat } = await locate(argument);
     if (!stat.isBlockDevice())
       throw new DmError('NOT_A_DISK', 'ENODEV', `Cannot open ${path}: it is not a block device`);
@@ -78,7 +78,7 @@ export class KernelDisk extends PosixDevice {
   }
 }
 
-async function openClaimed(path: string, name: string, mode: 'r' | 'rw'): Promise<number> {
+async function openClaimed(path: string, name: string, mode: Mode): Promise<number> {
   // The kernel opens a read-only disk for writing and fails the writes.
   if (mode === 'rw' && number(name, 'ro') === 1)
     throw new DmError('READ_ONLY', 'EROFS', `Cannot open ${path} for writing: the disk is read-only`, {

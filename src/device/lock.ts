@@ -6,6 +6,7 @@ import { spawn } from 'node:child_process';
 import { type BigIntStats, readdirSync, readFileSync } from 'node:fs';
 import { DmError } from '../errors.ts';
 import { LOCK_EX, LOCK_SH, LOCK_UN, type System } from '../lib/system.ts';
+import type { Mode } from './block-device.ts';
 
 export type LockKind = 'shared' | 'exclusive' | 'none';
 
@@ -33,7 +34,7 @@ function lockByProgram(fd: number, kind: LockKind): Promise<boolean> {
 }
 
 /** EBUSY, with who holds the lock and what to do. */
-export function inUse(path: string, identity: BigIntStats, mode: 'r' | 'rw'): DmError {
+export function inUse(path: string, identity: BigIntStats, mode: Mode): DmError {
   const pid = holder(identity);
   const by =
     pid === undefined ? 'another process' : pid === process.pid ? 'this process' : `${command(pid)} (pid ${pid})`;

@@ -1,14 +1,14 @@
 /** From a word in a table to a disk: which back end serves it, and which words mean the same disk. */
 import { resolve } from 'node:path';
 import { DmError } from '../errors.ts';
-import type { BlockDevice } from './block-device.ts';
+import type { BlockDevice, Mode } from './block-device.ts';
 import { FileDevice } from './file.ts';
 import { KernelDisk } from './kernel-disk.ts';
 import { deviceNumber, locate } from './locate.ts';
 import { nbdBackend } from './nbd.ts';
 import { isForbidden } from './posix-device.ts';
 
-export type Mode = 'r' | 'rw';
+export type { Mode };
 
 /** A kind of disk. A new one is one file beside this one and one entry in `backends`. */
 export interface Backend {

@@ -4,7 +4,7 @@ import { setImmediate } from 'node:timers/promises';
 import { DmError, type Errno, errnoText, fromSystem } from '../errors.ts';
 import { MUST_WAIT, NEVER, SEEK_END, type System, system } from '../lib/system.ts';
 import { type Bytes, bytes, SECTOR } from '../units.ts';
-import type { BlockDevice, Extent, Maybe } from './block-device.ts';
+import type { BlockDevice, Extent, Maybe, Mode } from './block-device.ts';
 import { FlushGroup } from './flush-group.ts';
 
 /** Longer requests go through a thread, so that one copy does not hold up everyone else's requests. */
@@ -270,7 +270,7 @@ export const isForbidden = (error: unknown) =>
   error instanceof DmError && ['EACCES', 'EPERM', 'EROFS'].includes(error.errno);
 
 /** Opens a disk. A writer adds `writerFlags`. O_NONBLOCK: if a fifo has taken the path's place, do not wait for its end. */
-export async function openPath(path: string, mode: 'r' | 'rw', writerFlags = 0): Promise<number> {
+export async function openPath(path: string, mode: Mode, writerFlags = 0): Promise<number> {
   const { O_RDWR, O_RDONLY, O_NONBLOCK } = fs.constants;
   const flags = (mode === 'rw' ? O_RDWR | writerFlags : O_RDONLY) | O_NONBLOCK;
   try {

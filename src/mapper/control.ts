@@ -78,6 +78,9 @@ export interface LoadOptions {
   directory?: string;
 }
 
+/** For old partition tables. `start` in sectors. */
+export type Geometry = [cylinders: number, heads: number, sectors: number, start: number];
+
 export interface SuspendOptions {
   noflush?: boolean;
   nolockfs?: boolean;
@@ -123,10 +126,8 @@ export interface Control {
    * undefined when it is gone. `signal` (in-process only) ends the wait with EINTR.
    */
   wait(device: DeviceRef, event: number, signal?: AbortSignal): Promise<DeviceInfo | undefined>;
-  setGeometry(
-    device: DeviceRef,
-    geometry: [cylinders: number, heads: number, sectors: number, start: number],
-  ): Promise<void>;
+  /** EINVAL: more than 65535 cylinders, 255 heads or 255 sectors a track, or a start beyond all of them. */
+  setGeometry(device: DeviceRef, geometry: Geometry): Promise<void>;
   /** Makes a snapshot equal to its origin again, without dropping connections. EINVAL: no live snapshot target. */
   revert(device: DeviceRef): Promise<DeviceInfo>;
 }

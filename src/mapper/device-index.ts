@@ -6,9 +6,11 @@ import { DmError } from '../errors.ts';
 import type { DeviceRef } from './control.ts';
 import type { MappedDevice } from './mapped-device.ts';
 
+/** Linux `DM_NAME_LEN` and `DM_UUID_LEN`, the name's without its end. */
 const NAME_BYTES_MAX = 127;
 const UUID_BYTES_MAX = 128;
-const MINORS = 2 ** 20;
+/** Linux `MINORBITS`. */
+export const MINORS = 2 ** 20;
 
 export class DeviceIndex {
   readonly #major: number;

@@ -2,10 +2,8 @@
  * The disks below the tables. One disk is one object, however many tables use it and whatever they call it, so that
  * identity of the object is identity of the disk; it is opened for the first user and closed after the last.
  */
-import type { BlockDevice } from '../device/block-device.ts';
+import type { BlockDevice, Mode } from '../device/block-device.ts';
 import { Lock } from '../lib/lock.ts';
-
-export type Mode = 'r' | 'rw';
 
 /** Finds and opens disks that are not mapped devices. */
 export interface DeviceOpener {

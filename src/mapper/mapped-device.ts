@@ -8,16 +8,15 @@
  * Suspend, resume, revert and the end of the device exclude one another; so do two loads. Everything else reads the
  * state as it is and never waits.
  */
+import type { Mode } from '../device/block-device.ts';
 import { DmError } from '../errors.ts';
 import { Lock } from '../lib/lock.ts';
 import type { TargetType } from '../targets/target.ts';
 import { SECTOR } from '../units.ts';
-import type { LoadOptions, SuspendOptions, TargetSpec } from './control.ts';
-import type { Lease, Mode } from './devices.ts';
+import type { Geometry, LoadOptions, SuspendOptions, TargetSpec } from './control.ts';
+import type { Lease } from './devices.ts';
 import { IoPath } from './io-path.ts';
 import { Table } from './table.ts';
-
-export type Geometry = [cylinders: number, heads: number, sectors: number, start: number];
 
 /** What a mapped device needs of the mapper. */
 export interface DeviceSource {

@@ -11,7 +11,8 @@ import { FakeDisks } from '../testing/fake-disks.ts';
 import { SlowDevice } from '../testing/slow-device.ts';
 import { bytes, SECTOR } from '../units.ts';
 import type { TargetSpec } from './control.ts';
-import { Mapper, splitMessage } from './mapper.ts';
+import { Mapper } from './mapper.ts';
+import { splitMessage } from './message.ts';
 
 let disks: FakeDisks;
 let mapper: Mapper;

@@ -2,18 +2,18 @@
  * The mapper: names, uuids and numbers of the mapped devices, and their life from create to remove (Linux
  * `dm-ioctl.c`). Names and uuids are two indexes; the number is the identity of a device for its whole life.
  */
-import type { BlockDevice } from '../device/block-device.ts';
+import type { BlockDevice, Mode } from '../device/block-device.ts';
 import { Disks } from '../device/open.ts';
 import { DmError } from '../errors.ts';
 import { splitWords } from '../targets/arguments.ts';
 import type { TargetType } from '../targets/target.ts';
-import { SECTOR } from '../units.ts';
 import type {
   Control,
   CreateOptions,
   Dependency,
   DeviceInfo,
   DeviceRef,
+  Geometry,
   InactiveOption,
   LoadOptions,
   SuspendOptions,
@@ -21,14 +21,14 @@ import type {
   TargetText,
   TargetVersion,
 } from './control.ts';
-import { byName, DeviceIndex } from './device-index.ts';
-import { type DeviceOpener, Devices, type Lease, type Mode } from './devices.ts';
-import { type DeviceSource, type Geometry, type InterruptibleOptions, MappedDevice } from './mapped-device.ts';
+import { byName, DeviceIndex, MINORS } from './device-index.ts';
+import { type DeviceOpener, Devices, type Lease } from './devices.ts';
+import { type DeviceSource, type InterruptibleOptions, MappedDevice } from './mapped-device.ts';
+import { badMessage, splitMessage, targetMessage } from './message.ts';
 import { targetTypes } from './registry.ts';
-import { inLoadOrder, type SavedDevice } from './saved-device.ts';
+import { inLoadOrder, type SavedDevice, savedOf } from './saved-device.ts';
 import type { Table } from './table.ts';
 
-const MINORS = 2 ** 20;
 const MAJORS = 4096;
 
 /**
@@ -201,13 +201,7 @@ export class Mapper implements Control {
     const words = splitMessage(text);
     if (words.length === 0) throw badMessage(device, 'it is empty');
     if (words[0].startsWith('@')) return this.#coreMessage(device, words);
-    const table = device.liveTable;
-    if (!table) throw badMessage(device, 'it has no live table');
-    if (!(sector >= 0 && sector * SECTOR < table.size))
-      throw badMessage(device, `sector ${sector} lies beyond its ${table.size / SECTOR} sectors`);
-    const { type, target } = table.targets[table.find(sector * SECTOR)];
-    if (!target.message) throw badMessage(device, `its target ${type.name} takes no messages`);
-    return table.using(() => target.message!(words));
+    return targetMessage(device, sector, words);
   }
 
   async table(ref: DeviceRef, options?: InactiveOption): Promise<TargetText[]> {
@@ -271,22 +265,7 @@ export class Mapper implements Control {
 
   /** ENXIO if there is no such device. */
   save(ref: DeviceRef): SavedDevice {
-    const device = this.device(ref);
-    const live = device.liveTable;
-    return {
-      name: device.storedName,
-      uuid: device.uuid,
-      minor: device.minor,
-      table: live ? live.text('table').map(({ text, ...line }) => ({ ...line, args: text })) : device.lostTable,
-      readOnly: live ? live.readOnly : device.lostReadOnly,
-      suspended: device.suspended,
-      deferredRemove: device.deferredRemove,
-      eventNumber: device.eventNumber,
-      readAhead: device.readAheadAsked,
-      readAheadMinimum: device.readAheadMinimum,
-      geometry: device.geometry,
-      note: device.note,
-    };
+    return savedOf(this.device(ref));
   }
 
   /**
@@ -461,7 +440,7 @@ export class Mapper implements Control {
         throw new DmError(
           'DEVICE_NUMBER',
           'EOVERFLOW',
-          `Cannot open ${argument}: majors end at 4095, minors at 1048575`,
+          `Cannot open ${argument}: majors end at ${MAJORS - 1}, minors at ${MINORS - 1}`,
         );
       if (major === this.major) return this.device({ major, minor });
     }
@@ -498,13 +477,4 @@ function claimMapped(device: MappedDevice, mode: Mode, user: MappedDevice): Leas
     },
     release: () => device.dropUser(user, claimed),
   };
-}
-
-const badMessage = (device: MappedDevice, why: string) =>
-  new DmError('MESSAGE_INVALID', 'EINVAL', `Cannot send a message to ${device.storedName}: ${why}`);
-
-/** As the kernel's `dm_split_args`: at white space; a backslash takes the next character literally. */
-export function splitMessage(text: string): string[] {
-  const words = text.match(/(?:\\[\s\S]|[^\s\\])+/g) ?? [];
-  return words.map((word) => word.replace(/\\([\s\S])/g, '$1'));
 }

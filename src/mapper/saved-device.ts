@@ -1,4 +1,5 @@
-import type { TargetSpec } from './control.ts';
+import type { Geometry, TargetSpec } from './control.ts';
+import type { MappedDevice } from './mapped-device.ts';
 
 /** What a restart must find again of a mapped device. Survives JSON. Inactive tables and held requests are not kept. */
 export interface SavedDevice {
@@ -15,8 +16,27 @@ export interface SavedDevice {
   /** Sectors, as asked for at create. */
   readAhead?: number;
   readAheadMinimum: boolean;
-  geometry?: [cylinders: number, heads: number, sectors: number, start: number];
+  geometry?: Geometry;
   note?: string;
+}
+
+/** The live table, or the one that could not be loaded after the last restart: the next one tries it again. */
+export function savedOf(device: MappedDevice): SavedDevice {
+  const live = device.liveTable;
+  return {
+    name: device.storedName,
+    uuid: device.uuid,
+    minor: device.minor,
+    table: live ? live.text('table').map(({ text, ...line }) => ({ ...line, args: text })) : device.lostTable,
+    readOnly: live ? live.readOnly : device.lostReadOnly,
+    suspended: device.suspended,
+    deferredRemove: device.deferredRemove,
+    eventNumber: device.eventNumber,
+    readAhead: device.readAheadAsked,
+    readAheadMinimum: device.readAheadMinimum,
+    geometry: device.geometry,
+    note: device.note,
+  };
 }
 
 /** Lower devices first. A table names those below it as `major:minor`. */

@@ -2,14 +2,14 @@
  * A table: targets end to end from sector 0, the devices below them, and the way of a request to its target
  * (Linux `dm-table.c`).
  */
-import type { BlockDevice, ChangedExtent, Extent, Maybe } from '../device/block-device.ts';
+import type { BlockDevice, ChangedExtent, Extent, Maybe, Mode } from '../device/block-device.ts';
 import { DmError, TableError } from '../errors.ts';
 import { Parts } from '../lib/parts.ts';
 import { splitWords } from '../targets/arguments.ts';
 import type { StatusKind, Target, TargetType } from '../targets/target.ts';
 import { type Bytes, bytes, SECTOR, type Sector, sector } from '../units.ts';
 import type { TargetSpec, TargetText } from './control.ts';
-import type { Lease, Mode } from './devices.ts';
+import type { Lease } from './devices.ts';
 
 const TARGETS_MAX = 1_048_576;
 const TEXT_BYTES_MAX = 2 ** 30;

@@ -1,4 +1,4 @@
-import type { BlockDevice } from '../device/block-device.ts';
+import type { BlockDevice, Mode } from '../device/block-device.ts';
 import { DmError, errnoText, TableError } from '../errors.ts';
 import { type Sector, sector } from '../units.ts';
 import type { TableLine } from './target.ts';
@@ -29,7 +29,7 @@ export async function openArgument(
   line: TableLine,
   type: string,
   argument: string,
-  mode: 'r' | 'rw',
+  mode: Mode,
   text = 'Device lookup failed',
 ): Promise<BlockDevice> {
   try {

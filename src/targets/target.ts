@@ -12,7 +12,7 @@
  *     suspend   presuspend, I/O drains, postsuspend
  *     remove    [presuspend, I/O drains, postsuspend unless suspended]  close
  */
-import type { BlockDevice, ChangedExtent, Extent, Maybe } from '../device/block-device.ts';
+import type { BlockDevice, ChangedExtent, Extent, Maybe, Mode } from '../device/block-device.ts';
 import type { Bytes, Sector } from '../units.ts';
 
 export interface TargetType {
@@ -44,7 +44,7 @@ export interface TableLine {
    * object is identity of the disk. The table gives devices back after `close`; a target never closes them. A read-only
    * table refuses writes, but its targets may need to write all the same (a snapshot makes copies for its origin).
    */
-  open(device: string, mode: 'r' | 'rw'): Promise<BlockDevice>;
+  open(device: string, mode: Mode): Promise<BlockDevice>;
   /** Raises the event number of the mapped device that owns the table. Callable at any time in the target's life. */
   event(): void;
 }

@@ -1,8 +1,8 @@
 /** Disks that exist only here, for a mapper under test: the path `/dev/ram0` leads to the disk numbered `1:0`. */
-import type { BlockDevice } from '../device/block-device.ts';
+import type { BlockDevice, Mode } from '../device/block-device.ts';
 import { MemoryDevice } from '../device/memory.ts';
 import { DmError } from '../errors.ts';
-import type { DeviceOpener, Mode } from '../mapper/devices.ts';
+import type { DeviceOpener } from '../mapper/devices.ts';
 import { SECTOR } from '../units.ts';
 
 export class FakeDisks implements DeviceOpener {
