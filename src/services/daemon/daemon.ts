@@ -113,6 +113,7 @@ export class Daemon {
     const { log, run, nbdTcp, version } = this.#options;
     await this.#mapper.restore(state.devices);
     try {
+      for (const line of await this.#forks.recover(state.devices)) log(line);
       for (const { name, note } of await this.#mapper.list()) if (note) log(`${name}: ${note}`);
       await this.#save();
       await this.#nbd.listenUnix(nbdSocket(run));
@@ -172,13 +173,7 @@ export class Daemon {
   }
 
   async #state(): Promise<State> {
-    const infos = await this.#mapper.list();
-    const uuids = new Set(infos.map(({ uuid }) => uuid));
-    return {
-      major: this.#mapper.major,
-      devices: infos.map(({ name }) => this.#mapper.save({ name })),
-      forks: this.#forks.records.filter(({ uuid }) => uuids.has(uuid)),
-    };
+    return { major: this.#mapper.major, ...(await this.#forks.state()) };
   }
 
   async #status(): Promise<DaemonStatus> {

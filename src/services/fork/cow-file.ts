@@ -14,6 +14,9 @@ export async function createCowFile(path: string, size: Bytes): Promise<boolean>
     try {
       await file.truncate(size);
       await file.sync();
+    } catch (error) {
+      await unlink(path).catch(() => {});
+      throw error;
     } finally {
       await file.close();
     }
@@ -28,7 +31,7 @@ export async function createCowFile(path: string, size: Bytes): Promise<boolean>
     if ((error as NodeJS.ErrnoException).code === 'EEXIST') return false;
     const hint =
       (error as NodeJS.ErrnoException).code === 'EFBIG'
-        ? 'the file system limits files: use a larger --chunk or --size'
+        ? 'the file system limits the size of files: give less with --size, or a place on another one with --cow'
         : undefined;
     throw fromSystem(error, `Cannot make the COW file ${path}`, hint);
   }

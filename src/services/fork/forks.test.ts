@@ -1,7 +1,9 @@
 import {
+  cpSync,
   existsSync,
   mkdirSync,
   mkdtempSync,
+  readdirSync,
   readFileSync,
   rmSync,
   statSync,
@@ -14,7 +16,7 @@ import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import { Disks } from '../../device/open.ts';
 import { Mapper } from '../../mapper/mapper.ts';
 import { bytes } from '../../units.ts';
-import { type ForkRecord, Forks } from './forks.ts';
+import { type ForkRecord, Forks, type ForksState } from './forks.ts';
 
 const MIB = 1024 * 1024;
 let directory: string;
@@ -34,18 +36,18 @@ afterEach(async () => {
   rmSync(directory, { recursive: true });
 });
 
-function begin(records: ForkRecord[] = []) {
-  mapper = new Mapper({ opener: new Disks() });
-  forks = new Forks({ mapper, records, uri: (name) => `uri:${name}` });
+function begin(records: ForkRecord[] = [], save?: () => Promise<void>) {
+  mapper = new Mapper({ opener: new Disks(), onChange: save });
+  forks = new Forks({ mapper, records, save, uri: (name) => `uri:${name}` });
 }
 
 /** As after `kill -9`: what was saved, and the files. */
 async function restart() {
-  const saved = (await mapper.list()).map(({ name }) => mapper.save({ name }));
-  const records = structuredClone([...forks.records]);
+  const saved = structuredClone(await forks.state());
   await mapper.close();
-  begin(records);
-  await mapper.restore(saved);
+  begin(saved.forks);
+  await mapper.restore(saved.devices);
+  await forks.recover(saved.devices);
 }
 
 async function write(name: string, at: number, text: string, length = 512) {
@@ -221,7 +223,7 @@ describe('a fork is refused, and nothing is left of it, when', () => {
     ['the image is empty', image64(''), {}, 'IMAGE_EMPTY', /truncate/],
     ['the image is missing', () => rmSync(image), {}, '', /./],
     ['the chunk size is no power of two', () => {}, { chunkSize: 12288 }, 'FORK_CHUNK_SIZE', /power of two/],
-    ['the chunk size is too small', () => {}, { chunkSize: 512 }, 'FORK_CHUNK_SIZE', /4096/],
+    ['the chunk size is too small', () => {}, { chunkSize: 512 }, 'FORK_CHUNK_SIZE', /512 bytes/],
     ['the COW store would hold nothing', () => {}, { cowSize: 16384 }, 'FORK_COW_SIZE', /49152/],
     ['the COW file has no directory', () => {}, { cow: '/nonexistent/x' }, '', /./],
   ])('%s', async (_when, prepare, options, code, hint) => {
@@ -231,7 +233,7 @@ describe('a fork is refused, and nothing is left of it, when', () => {
     expect(`${error.hint} ${error.message}`).toMatch(hint);
     expect(await names()).toEqual([]);
     expect(existsSync(join(directory, 'dev.cow'))).toBe(false);
-    expect(forks.records).toEqual([]);
+    expect((await forks.state()).forks).toEqual([]);
   });
 
   test.each(['', 'a/b', 'a b', '..', '-x', 'control', 'x'.repeat(128)])('its name is %j', async (name) => {
@@ -361,4 +363,170 @@ test('revert makes a fork equal to its origin again', async () => {
   expect((await forks.diff('dev')).differingBytes).toBe(0);
   expect((await read('dev', 65536)).slice(0, 3)).toBe('yyy');
   expect((await forks.volumes())[0]).toMatchObject({ used: 0, state: 'active' });
+});
+
+describe('killed', () => {
+  const cow = () => join(directory, 'dev.cow');
+  const live = (name: string) => ({ name, live: true, suspended: false });
+  const survivors = async () => (await mapper.list()).map(({ name, live, suspended }) => ({ name, live, suspended }));
+  const directoriesMade: string[] = [];
+
+  afterEach(() => {
+    for (const made of directoriesMade.splice(0)) rmSync(made, { recursive: true });
+  });
+
+  /**
+   * Runs `work` until it saves for the `count`th time after `before`, and starts again from the files of that moment,
+   * copied, and from what was saved: this time, or with `unsaved` the time before. False: there are not so many saves.
+   */
+  async function killedAtSave(
+    count: number,
+    { unsaved = false, before = async () => {} }: { unsaved?: boolean; before?: () => Promise<unknown> },
+    work: () => Promise<unknown>,
+  ): Promise<boolean> {
+    await mapper.close();
+    rmSync(directory, { recursive: true });
+    mkdirSync(directory);
+    writeFileSync(image, Buffer.alloc(MIB, 'origin. '));
+    let saves = Number.NEGATIVE_INFINITY;
+    let last: ForksState = { devices: [], forks: [] };
+    let stopped = (_: ForksState | undefined) => {};
+    const stop = new Promise<ForksState | undefined>((resolve) => {
+      stopped = resolve;
+    });
+    begin([], async () => {
+      const now = structuredClone(await forks.state());
+      if (++saves === count) {
+        stopped(unsaved ? last : now);
+        return new Promise(() => {});
+      }
+      last = now;
+    });
+    await before();
+    saves = 0;
+    const saved = await Promise.race([stop, work().then(() => undefined)]);
+    if (saved === undefined) return false;
+
+    const copy = mkdtempSync(join(tmpdir(), 'dmkit-killed-'));
+    directoriesMade.push(directory);
+    cpSync(directory, copy, { recursive: true });
+    const moved = JSON.parse(JSON.stringify(saved).replaceAll(directory, copy));
+    directory = copy;
+    image = join(copy, 'disk.img');
+    begin(moved.forks);
+    await mapper.restore(moved.devices);
+    await forks.recover(moved.devices);
+    return true;
+  }
+
+  test.each([false, true])('at a save of a fork, it is there whole or not at all (unsaved: %s)', async (unsaved) => {
+    const found = new Set<boolean>();
+    let count = 1;
+    for (; await killedAtSave(count, { unsaved }, () => forks.fork(image, 'dev')); count++) {
+      const whole = (await names()).includes('dev');
+      found.add(whole);
+      if (whole) {
+        expect(await survivors()).toEqual([live('dev'), live('disk')]);
+        await forks.drop('dev');
+      }
+      expect([count, await names(), readdirSync(directory)]).toEqual([count, [], ['disk.img']]);
+    }
+    expect(count).toBeGreaterThan(4);
+    expect(found).toContain(false);
+    if (!unsaved) expect(found).toContain(true);
+  });
+
+  test.each([false, true])('at a save of a drop, the fork is there whole or gone (unsaved: %s)', async (unsaved) => {
+    const before = () => forks.fork(image, 'dev');
+    let count = 1;
+    for (; await killedAtSave(count, { unsaved, before }, () => forks.drop('dev')); count++) {
+      if ((await names()).length > 0) {
+        expect(await survivors()).toEqual([live('dev'), live('disk')]);
+        await forks.drop('dev');
+      }
+      expect([count, await names(), readdirSync(directory)]).toEqual([count, [], ['disk.img']]);
+    }
+    expect(count).toBeGreaterThan(3);
+  });
+
+  test('in the middle of a second fork and its drop, the origin does not come back suspended', async () => {
+    const work = async () => {
+      await forks.fork(image, 'dev');
+      await forks.drop('dev');
+    };
+    let count = 1;
+    for (; await killedAtSave(count, { before: () => forks.fork(image, 'first') }, work); count++)
+      expect((await survivors()).filter(({ name }) => name !== 'dev')).toEqual([live('disk'), live('first')]);
+    expect(count).toBeGreaterThan(6);
+  });
+
+  test('in the middle of a drop that keeps the COW file, the file is kept and the origin goes', async () => {
+    const before = () => forks.fork(image, 'dev');
+    let gone = 0;
+    for (let count = 1; await killedAtSave(count, { before }, () => forks.drop('dev', { keepCow: true })); count++) {
+      expect(existsSync(cow())).toBe(true);
+      if (!(await names()).includes('dev')) {
+        gone++;
+        expect(await names()).toEqual([]);
+      }
+    }
+    expect(gone).toBeGreaterThan(0);
+  });
+
+  test('in the middle of a fork with a COW file that was there before, the file is left as it was', async () => {
+    let kept: Buffer | undefined;
+    const before = async () => {
+      await forks.fork(image, 'dev');
+      await write('dev', 0, 'mine');
+      await forks.drop('dev', { keepCow: true });
+      kept = readFileSync(cow());
+    };
+    expect(await killedAtSave(1, { before }, () => forks.fork(image, 'dev'))).toBe(true);
+    expect(await names()).toEqual([]);
+    expect(readFileSync(cow()).equals(kept!)).toBe(true);
+  });
+
+  test('later, an origin that the user suspended comes back suspended', async () => {
+    await forks.fork(image, 'dev');
+    await mapper.suspend({ name: 'disk' });
+    await restart();
+    expect((await mapper.info({ name: 'disk' })).suspended).toBe(true);
+  });
+});
+
+test('a COW file that cannot have its size is not left behind', async () => {
+  // More than any file system takes.
+  await expect(forks.fork(image, 'dev', { cowSize: 2 ** 60 })).rejects.toThrow('Cannot make the COW file');
+  expect(existsSync(join(directory, 'dev.cow'))).toBe(false);
+  await forks.fork(image, 'dev');
+});
+
+test('a name that a fork has is given free with drop, as the COW file would stay otherwise', async () => {
+  await forks.fork(image, 'dev');
+  await expect(forks.fork(image, 'dev')).rejects.toMatchObject({
+    code: 'NAME_IN_USE',
+    hint: 'choose another name, or first: dmkit drop dev',
+  });
+  await expect(forks.fork(image, 'disk')).rejects.toMatchObject({
+    hint: expect.stringContaining('dmsetup remove disk'),
+  });
+});
+
+test('a drop whose COW file cannot be deleted says so, and leaves no device behind', async () => {
+  await forks.fork(image, 'dev');
+  rmSync(join(directory, 'dev.cow'));
+  mkdirSync(join(directory, 'dev.cow'));
+  await expect(forks.drop('dev')).rejects.toMatchObject({
+    message: expect.stringContaining('Cannot delete the COW file'),
+  });
+  expect(await names()).toEqual([]);
+  expect((await forks.state()).forks).toEqual([]);
+});
+
+test.each([2048, 3000, 2 ** 31, 2 ** 40])('chunks of %i bytes are refused with what is taken', async (chunkSize) => {
+  await expect(forks.fork(image, 'dev', { chunkSize })).rejects.toMatchObject({
+    code: 'FORK_CHUNK_SIZE',
+    hint: 'a power of two from 4k to 1G: --chunk 16k',
+  });
+  expect(existsSync(join(directory, 'dev.cow'))).toBe(false);
 });

@@ -6,6 +6,7 @@
  *     suspend them                   remove the snapshot                    resume them      drop
  */
 import { randomUUID } from 'node:crypto';
+import { existsSync } from 'node:fs';
 import { basename, dirname, join, resolve } from 'node:path';
 import { DmError } from '../../errors.ts';
 import { isNbdUri } from '../../formats/nbd/uri.ts';
@@ -13,6 +14,7 @@ import { Lock } from '../../lib/lock.ts';
 import type { DeviceInfo } from '../../mapper/control.ts';
 import type { Lease } from '../../mapper/devices.ts';
 import type { Mapper } from '../../mapper/mapper.ts';
+import type { SavedDevice } from '../../mapper/saved-device.ts';
 import { deviceWord, splitWords } from '../../targets/arguments.ts';
 import { type Bytes, SECTOR } from '../../units.ts';
 import { cowSizeFor, createCowFile, deleteCowFile, existingCow, growCowFile } from './cow-file.ts';
@@ -23,6 +25,8 @@ import { imageFormat, notRaw } from './image.ts';
 /** Bytes; the kernel's default. */
 const CHUNK_SIZE = 16384;
 const CHUNK_SIZE_MIN = 4096;
+/** What the snapshot target takes. */
+const CHUNK_SIZE_MAX = 2 ** 30;
 
 /** What the tables do not say. Found by uuid, so that it follows a device through renames and restarts. */
 export interface ForkRecord {
@@ -34,6 +38,14 @@ export interface ForkRecord {
   cow?: string;
   /** The fork made the COW file, so dropping it deletes the file. */
   owned?: boolean;
+  /** Being dropped: once the device is gone, so must be the file (unless it is kept), and the origin with the last fork. */
+  dropping?: 'delete' | 'keep';
+}
+
+/** What a restart must find again. */
+export interface ForksState {
+  devices: SavedDevice[];
+  forks: ForkRecord[];
 }
 
 interface CowFile {
@@ -57,6 +69,8 @@ export class Forks implements ForkControl {
   readonly #save: () => Promise<void>;
   readonly #uri: (name: string) => string | undefined;
   readonly #lock = new Lock();
+  /** Names of origins that are suspended while a fork comes or goes. */
+  readonly #held = new Set<string>();
   #records: ForkRecord[];
 
   constructor({ mapper, records = [], save = async () => {}, uri = () => undefined }: ForksOptions) {
@@ -66,9 +80,47 @@ export class Forks implements ForkControl {
     this.#uri = uri;
   }
 
-  /** To be kept over a restart. */
-  get records(): readonly ForkRecord[] {
-    return this.#records;
+  /**
+   * To be kept over a restart. An origin that is suspended only while a fork comes or goes is not kept as suspended:
+   * nobody would resume it.
+   */
+  async state(): Promise<ForksState> {
+    const devices = (await this.#mapper.list()).map(({ name }) => {
+      const saved = this.#mapper.save({ name });
+      return this.#held.has(name) ? { ...saved, suspended: false } : saved;
+    });
+    const uuids = new Set(devices.map(({ uuid }) => uuid));
+    const forks = this.#records.filter(({ uuid, dropping }) => dropping !== undefined || uuids.has(uuid));
+    return { devices, forks };
+  }
+
+  /**
+   * After a restart, with the devices it was given: what a crash cut short and nobody was told of. A fork that was never
+   * live is undone, a drop that had removed its device is finished. Returns what was done, in words. Never throws.
+   */
+  recover(saved: readonly SavedDevice[]): Promise<string[]> {
+    return this.#lock.run(async () => {
+      const done: string[] = [];
+      for (const record of [...this.#records]) {
+        const device = saved.find(({ uuid }) => uuid === record.uuid);
+        // Only a device that was never resumed has no table and no note of why.
+        const unfinished = device !== undefined && device.table === undefined && device.note === undefined;
+        const gone = device === undefined && record.dropping !== undefined;
+        if (!unfinished && !gone) {
+          delete record.dropping;
+          continue;
+        }
+        try {
+          if (unfinished) await this.#mapper.remove({ name: device.name });
+          const { deleted } = await this.#forget(record, record.dropping !== 'keep');
+          const what = unfinished ? `${device.name} was never ready: removed` : `finished the drop of a fork`;
+          done.push(deleted === undefined ? what : `${what}, and deleted ${deleted}`);
+        } catch (error) {
+          done.push(`cannot tidy up after ${device?.name ?? record.uuid}: ${(error as Error).message}`);
+        }
+      }
+      return done;
+    });
   }
 
   fork(image: string, name: string, options: ForkOptions = {}): Promise<Fork> {
@@ -105,19 +157,36 @@ export class Forks implements ForkControl {
       // Without a live table nobody can tell what it was; the record can.
       const image = record?.image ?? (await this.#snapshot(name)).origin;
       const origins = await this.#originsOf(image);
-      await this.#whileSuspended(origins, () => this.#mapper.remove({ name }));
-      this.#records = this.#records.filter((other) => other !== record);
-
-      const dropped: Dropped = { name };
-      if (record?.cow) {
-        if (record.owned && !keepCow) {
-          if (await deleteCowFile(record.cow)) dropped.deleted = record.cow;
-        } else dropped.kept = record.cow;
+      // Saved with the removal: a crash from then on is made up for by `recover`.
+      if (record) record.dropping = keepCow ? 'keep' : 'delete';
+      try {
+        await this.#whileSuspended(origins, () => this.#mapper.remove({ name }));
+      } catch (error) {
+        if (record) delete record.dropping;
+        throw error;
       }
-      dropped.originRemoved = await this.#removeOrigin(image);
-      await this.#save();
-      return dropped;
+      try {
+        if (record) return { name, ...(await this.#forget(record, !keepCow)) };
+        return { name, originRemoved: await this.#removeOrigin(image) };
+      } finally {
+        await this.#save();
+      }
     });
+  }
+
+  /** What is left to do when the device is gone. The record goes whatever fails: another drop could not find it. */
+  async #forget(record: ForkRecord, deleteCow: boolean): Promise<Omit<Dropped, 'name'>> {
+    const { role, cow, owned, image } = record;
+    const forgotten: Omit<Dropped, 'name'> = {};
+    try {
+      if (cow !== undefined && owned && deleteCow) {
+        if (await deleteCowFile(cow)) forgotten.deleted = cow;
+      } else forgotten.kept = cow;
+    } finally {
+      this.#records = this.#records.filter((other) => other !== record);
+      if (role === 'fork') forgotten.originRemoved = await this.#removeOrigin(image);
+    }
+    return forgotten;
   }
 
   async #openImage(image: string, { raw = false, directory = process.cwd() }: ForkOptions): Promise<Lease> {
@@ -146,17 +215,28 @@ export class Forks implements ForkControl {
         hint: `give it a size: truncate -s 1G ${image}`,
       });
     const wanted = options.chunkSize ?? CHUNK_SIZE;
-    if (!Number.isInteger(Math.log2(wanted)) || wanted < CHUNK_SIZE_MIN)
+    if (!Number.isInteger(Math.log2(wanted)) || wanted < CHUNK_SIZE_MIN || wanted > CHUNK_SIZE_MAX)
       throw new DmError('FORK_CHUNK_SIZE', 'EINVAL', `Cannot fork ${image} in chunks of ${wanted} bytes`, {
-        hint: `a power of two from ${CHUNK_SIZE_MIN} on: --chunk 16k`,
+        hint: 'a power of two from 4k to 1G: --chunk 16k',
       });
     // Taken now, so that nothing is made on disk for a name that is in use.
     const uuid = `dmkit-fork-${randomUUID()}`;
-    await this.#mapper.create(name, { uuid });
+    const path = cowPath(image, name, options);
+    // Before anything is made: a crash leaves a record too many, never a device or a COW file that nobody knows.
+    const record: ForkRecord = { uuid, role: 'fork', image, cow: path, owned: !existsSync(path) };
+    this.#records.push(record);
     let cow: CowFile | undefined;
     let origin: { name: string; made: boolean } | undefined;
     try {
-      cow = await this.#cow(image, size, name, wanted, options);
+      await this.#mapper.create(name, { uuid });
+    } catch (error) {
+      this.#records = this.#records.filter((other) => other !== record);
+      throw this.#nameTaken(error, name);
+    }
+    try {
+      cow = await this.#cow(path, size, wanted, options);
+      record.cow = cow.path;
+      record.owned = cow.made;
       const type = options.transient ? 'N' : options.cowSize === undefined ? 'P' : 'PO';
       const table = {
         start: 0,
@@ -167,18 +247,16 @@ export class Forks implements ForkControl {
       origin = await this.#origin(image, size, device.path ?? image);
       await this.#whileSuspended(await this.#originsOf(image), async () => {
         await this.#mapper.load({ name }, [table]);
-        if (options.transient) await deleteCowFile(cow!.path);
-        // Before the device is live: a crash in between leaves a record too many, never a COW file that nobody knows.
-        this.#records.push(
-          options.transient
-            ? { uuid, role: 'fork', image }
-            : { uuid, role: 'fork', image, cow: cow!.path, owned: cow!.made },
-        );
+        if (options.transient) {
+          await deleteCowFile(cow!.path);
+          delete record.cow;
+          delete record.owned;
+        }
         await this.#mapper.resume({ name });
       });
     } catch (error) {
-      this.#records = this.#records.filter((record) => record.uuid !== uuid);
       await this.#mapper.remove({ name }).catch(() => {});
+      this.#records = this.#records.filter((other) => other !== record);
       if (cow?.made) await deleteCowFile(cow.path).catch(() => {});
       if (origin?.made) await this.#removeOrigin(image);
       throw error;
@@ -201,15 +279,11 @@ export class Forks implements ForkControl {
 
   /** The COW file, made or opened again. */
   async #cow(
-    image: string,
+    path: string,
     size: Bytes,
-    name: string,
     wanted: number,
-    { cow, cowSize, chunkSize, transient, directory = process.cwd() }: ForkOptions,
+    { cowSize, chunkSize, transient }: ForkOptions,
   ): Promise<CowFile> {
-    // Not beside a block device or a URI: /dev lies in memory.
-    const beside = image.startsWith('/') && !image.startsWith('/dev/') ? dirname(image) : directory;
-    const path = resolve(directory, cow ?? join(beside, `${name}.cow`));
     const room = cowSize === undefined ? cowSizeFor(size, wanted) : Math.floor(cowSize / SECTOR) * SECTOR;
     if (room < 3 * wanted)
       throw new DmError('FORK_COW_SIZE', 'EINVAL', `Cannot make a COW file of ${room} bytes: a store takes 3 chunks`, {
@@ -310,12 +384,16 @@ export class Forks implements ForkControl {
     try {
       for (const { name, suspended: already } of origins) {
         if (already) continue;
-        await this.#mapper.suspend({ name });
+        this.#held.add(name);
         suspended.push(name);
+        await this.#mapper.suspend({ name });
       }
       await work();
     } finally {
-      for (const name of suspended) await this.#mapper.resume({ name });
+      for (const name of suspended) {
+        this.#held.delete(name);
+        await this.#mapper.resume({ name });
+      }
     }
   }
 
@@ -328,6 +406,17 @@ export class Forks implements ForkControl {
         hint: 'look at: dmkit ls',
       });
     return { origin: words[0], cow: words[1], chunkSize: Number(words[3]) * SECTOR };
+  }
+
+  /** A fork that is removed as a device leaves its COW file. */
+  #nameTaken(error: unknown, name: string): unknown {
+    if (!(error instanceof DmError) || error.errno !== 'EBUSY') return error;
+    const uuid = this.#mapper.device({ name }).uuid;
+    if (!this.#records.some((record) => record.uuid === uuid && record.role === 'fork')) return error;
+    return new DmError(error.code, error.errno, error.message, {
+      hint: `choose another name, or first: dmkit drop ${name}`,
+      cause: error,
+    });
   }
 
   #recordOf(info: DeviceInfo, role: ForkRecord['role']): ForkRecord | undefined {
@@ -362,6 +451,12 @@ export class Forks implements ForkControl {
     } else if (table.type === 'snapshot-origin') [volume.origin] = splitWords(table.text);
     return volume;
   }
+}
+
+function cowPath(image: string, name: string, { cow, directory = process.cwd() }: ForkOptions): string {
+  // Not beside a block device or a URI: /dev lies in memory.
+  const beside = image.startsWith('/') && !image.startsWith('/dev/') ? dirname(image) : directory;
+  return resolve(directory, cow ?? join(beside, `${name}.cow`));
 }
 
 /** What the fork of `disk.img` calls its origin: `disk`, else `disk-origin`, `disk-origin2`, … */
