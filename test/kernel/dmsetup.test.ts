@@ -4,25 +4,9 @@
  *
  * The guest's disks are loop devices, and its major number is what its kernel gave; both are translated.
  */
-import { readFileSync } from 'node:fs';
 import { afterAll, beforeAll, expect, test } from 'vitest';
+import { cases, type Step } from '../support/transcript.ts';
 import { Kernel } from './vm/vm.ts';
-
-interface Step {
-  argv: string[];
-  stdin?: string;
-  env?: Record<string, string>;
-  status: number;
-  stdout: string;
-  stderr: string;
-}
-interface Case {
-  title: string;
-  steps: Step[];
-}
-
-const file = new URL('../fixtures/dmsetup/transcript.json', import.meta.url);
-const cases: Case[] = JSON.parse(readFileSync(file, 'utf8'));
 
 let kernel: Kernel;
 let major: string;

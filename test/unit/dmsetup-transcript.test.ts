@@ -1,18 +1,6 @@
-import { readFileSync } from 'node:fs';
 import { describe, expect, test } from 'vitest';
+import { cases } from '../support/transcript.ts';
 import { Rig, withoutReasons } from './dmsetup-support.ts';
-
-interface Step {
-  argv: string[];
-  stdin?: string;
-  env?: Record<string, string>;
-  status: number;
-  stdout: string;
-  stderr: string;
-}
-
-const path = new URL('../fixtures/dmsetup/transcript.json', import.meta.url);
-const cases: { title: string; steps: Step[] }[] = JSON.parse(readFileSync(path, 'utf8'));
 
 /** The help has our wording; the rest of what is printed is the real one's. */
 const withoutHelp = (stderr: string) =>

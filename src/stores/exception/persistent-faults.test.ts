@@ -105,13 +105,19 @@ test.each([true, false])('an area that is needed may not, and no read is left be
   expect(ended).toBe(device.takeLog().length);
 });
 
-test('a reset waits for a batch on its way to the disk: nothing of it is in the emptied store', async () => {
+/** A commit of which the area has been sent to the disk, and waits there. */
+async function batchOnItsWay() {
   const device = make();
   const store = await PersistentStore.open(device, C);
   put(store, device, 5);
   device.hold = (operation, at) => operation === 'write' && at === 1;
   const committed = store.commit(store.lastSettled);
   await device.held(1);
+  return { device, store, committed };
+}
+
+test('a reset waits for a batch on its way to the disk: nothing of it is in the emptied store', async () => {
+  const { device, store, committed } = await batchOnItsWay();
   device.hold = undefined;
   const reset = store.reset();
   await new Promise((resolve) => setImmediate(resolve));
@@ -123,12 +129,7 @@ test('a reset waits for a batch on its way to the disk: nothing of it is in the 
 });
 
 test('a reset waits for a batch on its way to the disk, and for the header of an invalid store', async () => {
-  const device = make();
-  const store = await PersistentStore.open(device, C);
-  put(store, device, 5);
-  device.hold = (operation, at) => operation === 'write' && at === 1;
-  const committed = store.commit(store.lastSettled);
-  await device.held(1);
+  const { device, store, committed } = await batchOnItsWay();
   device.hold = (operation, at) => operation === 'write' && at <= 1;
   const invalidated = store.invalidate();
   await device.held(2);
