@@ -21,7 +21,7 @@ export interface Backend {
 const URI = /^[a-z][a-z0-9+.-]*:\/\//i;
 
 /** Paths of regular files and block device nodes, and `major:minor` of kernel block devices. */
-export const localBackend: Backend = {
+const localBackend: Backend = {
   matches: (argument) => !URI.test(argument),
   async identify(argument) {
     const { stat } = await locate(argument);
@@ -34,7 +34,7 @@ export const localBackend: Backend = {
 };
 
 /** The first that matches serves. */
-export const backends: readonly Backend[] = [nbdBackend, localBackend];
+const backends: readonly Backend[] = [nbdBackend, localBackend];
 
 function backendOf(argument: string): Backend {
   const backend = backends.find((each) => each.matches(argument));

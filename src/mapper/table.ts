@@ -47,8 +47,6 @@ interface Slot {
   readonly target: Target;
 }
 
-export type ReadWrite = 'read' | 'write';
-
 export class Table {
   readonly readOnly: boolean;
   readonly #slots: Slot[] = [];
@@ -318,7 +316,14 @@ export class Table {
     return bytes(index === 0 ? at : at - this.#ends[index - 1]);
   }
 
-  #split(operation: ReadWrite, index: number, at: number, buffer: Uint8Array, start: number, length: number): Maybe {
+  #split(
+    operation: 'read' | 'write',
+    index: number,
+    at: number,
+    buffer: Uint8Array,
+    start: number,
+    length: number,
+  ): Maybe {
     const parts = new Parts();
     for (let done = 0; done < length; index++) {
       const count = Math.min(length - done, this.#ends[index] - at - done);

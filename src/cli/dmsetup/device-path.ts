@@ -8,8 +8,7 @@ import { dirname, resolve } from 'node:path';
 import type { Control, DeviceInfo } from '../../api/index.ts';
 import type { CommandIo } from '../command-io.ts';
 
-export const deviceDirectory = (env: Record<string, string | undefined>) =>
-  env.DM_DEV_DIR?.replace(/\/+$/, '') || '/dev';
+const deviceDirectory = (env: Record<string, string | undefined>) => env.DM_DEV_DIR?.replace(/\/+$/, '') || '/dev';
 
 /** The path of the node of a mapped device. */
 export const nodePath = (env: Record<string, string | undefined>, name: string) =>

@@ -14,7 +14,7 @@ import { toRegExp } from './regex.ts';
 export type Selection<Row> = (row: Row) => boolean;
 
 /** The explanation that `-S help` asks for, and a wrong operator gets. */
-export const OPERATOR_HELP = `Selection operands
+const OPERATOR_HELP = `Selection operands
 ------------------
   field               - Name of a field.
   number              - Whole number, not negative.

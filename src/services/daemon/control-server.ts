@@ -8,7 +8,7 @@ import { listenPrivately, unlinkSocket } from './private-socket.ts';
 import { httpStatus, toWire, type WireError } from './wire-error.ts';
 
 /** A table of 100,000 lines has about 5 MB. */
-export const BODY_MAX = 64 * 1024 * 1024;
+const BODY_MAX = 64 * 1024 * 1024;
 
 /** Takes the arguments of a call in order. `signal` fires when the client has gone or the server closes. */
 export type Handler = (args: unknown[], signal: AbortSignal) => Promise<unknown>;

@@ -2,7 +2,7 @@ import { closeSync, fstatSync, openSync, renameSync, writeSync } from 'node:fs';
 import { join } from 'node:path';
 
 /** Bytes of the log before it is begun anew; the one before is kept as `dmkit.log.1`. */
-export const LOG_MAX = 1024 * 1024;
+const LOG_MAX = 1024 * 1024;
 
 /** `dmkit.log` in the state directory. Logging never fails: a full disk costs the line. */
 export class LogFile {

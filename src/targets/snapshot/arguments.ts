@@ -3,19 +3,14 @@ import { chunkSizeFault } from '../../formats/exception-store.ts';
 import { type Sector, sector } from '../../units.ts';
 import { parseNumber, refuse } from '../arguments.ts';
 
-export interface SnapshotArguments {
-  readonly origin: string;
-  readonly cow: string;
-  readonly persistent: boolean;
-  /** `PO`: overflow instead of becoming invalid. */
-  readonly overflow: boolean;
-  /** The chunk size as typed; see `parseChunkSize`. */
-  readonly chunk: string;
+export interface Features {
+  /** `discard_zeroes_cow`: a mapped chunk that is discarded whole reads as zeroes. */
   readonly zeroesCow: boolean;
+  /** `discard_passdown_origin`: discards go to the origin too. */
   readonly passDown: boolean;
 }
 
-export function parseFeatures(type: string, words: readonly string[]): { zeroesCow: boolean; passDown: boolean } {
+export function parseFeatures(type: string, words: readonly string[]): Features {
   if (words.length === 0) return { zeroesCow: false, passDown: false };
   const count = parseNumber(words[0]);
   if (count === undefined || count > 2 || count > words.length - 1)

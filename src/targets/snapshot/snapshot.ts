@@ -13,7 +13,7 @@ import { TransientStore } from '../../stores/exception/transient.ts';
 import { type Bytes, bytes, SECTOR, type Sector, toBytes, toSectors } from '../../units.ts';
 import { deviceWord, openArgument, refuse } from '../arguments.ts';
 import type { DeviceRange, StatusKind, TableLine, Target, TargetType } from '../target.ts';
-import { parseChunkSize, parseFeatures, parseStore } from './arguments.ts';
+import { type Features, parseChunkSize, parseFeatures, parseStore } from './arguments.ts';
 import { Exceptions } from './exceptions.ts';
 import { cowUsers, type Member, type Origin, originOf } from './origins.ts';
 
@@ -35,7 +35,7 @@ class Snapshot implements Target, Member {
   active = false;
   #line: TableLine;
   #origin: Origin;
-  #features: { zeroesCow: boolean; passDown: boolean };
+  #features: Features;
   #persistent: boolean;
   #overflow: boolean;
   #shift: number;
@@ -80,7 +80,7 @@ class Snapshot implements Target, Member {
     line: TableLine,
     origin: Origin,
     cow: BlockDevice,
-    features: { zeroesCow: boolean; passDown: boolean },
+    features: Features,
     persistent: boolean,
     overflow: boolean,
   ) {
