@@ -6,6 +6,7 @@ export const command = define({
   name: 'inspect',
   operands: 'FILE',
   summary: 'Says what a file or block device holds, and checks it if it is a COW store. Reads only.',
+  help: 'Exit status 1 if the store has a PROBLEM.',
   options: {
     origin: { value: 'SIZE', help: 'of the origin: finds exceptions that lie beyond it' },
     json: { help: 'print the result as JSON' },

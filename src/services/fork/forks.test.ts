@@ -1,3 +1,4 @@
+import { execFileSync } from 'node:child_process';
 import {
   cpSync,
   existsSync,
@@ -17,6 +18,7 @@ import { Disks } from '../../device/open.ts';
 import { Mapper } from '../../mapper/mapper.ts';
 import { bytes } from '../../units.ts';
 import { type ForkRecord, Forks, type ForksState } from './forks.ts';
+import { inspectFile } from './inspect.ts';
 
 const MIB = 1024 * 1024;
 let directory: string;
@@ -529,4 +531,21 @@ test.each([2048, 3000, 2 ** 31, 2 ** 40])('chunks of %i bytes are refused with w
     hint: 'a power of two from 4k to 1G: --chunk 16k',
   });
   expect(existsSync(join(directory, 'dev.cow'))).toBe(false);
+});
+
+test('a fifo is refused at once, and holds nothing up', async () => {
+  const fifo = join(directory, 'fifo');
+  execFileSync('mkfifo', [fifo]);
+  await expect(forks.fork(fifo, 'dev')).rejects.toMatchObject({ code: 'NOT_A_DISK' });
+  await expect(forks.fork(image, 'dev', { cow: fifo })).rejects.toMatchObject({ code: 'NOT_A_DISK' });
+  await expect(inspectFile(fifo)).rejects.toMatchObject({ code: 'NOT_A_DISK' });
+  await forks.fork(image, 'dev');
+});
+
+test('what is not there or no disk is inspected to an error that says so, with a hint', async () => {
+  await expect(inspectFile(join(directory, 'nope'))).rejects.toMatchObject({
+    code: 'DEVICE_NOT_FOUND',
+    hint: expect.any(String),
+  });
+  await expect(inspectFile(directory)).rejects.toMatchObject({ message: expect.stringMatching(/it is a directory/) });
 });

@@ -1,11 +1,13 @@
 /** Whether the bytes of an image are the disk's own. */
+import { constants } from 'node:fs';
 import { open } from 'node:fs/promises';
 import { DmError } from '../../errors.ts';
 import { COW_STORE, recognise, SIGNATURE_BYTES, type Signature } from '../../formats/signatures.ts';
 
 /** Undefined for a raw image, and for what is no regular file (a block device holds what it shows). */
 export async function imageFormat(path: string): Promise<Signature | undefined> {
-  const file = await open(path, 'r');
+  // A fifo that nobody writes to would be waited for.
+  const file = await open(path, constants.O_RDONLY | constants.O_NONBLOCK);
   try {
     if (!(await file.stat()).isFile()) return undefined;
     const start = new Uint8Array(SIGNATURE_BYTES);

@@ -1,6 +1,7 @@
+import { constants } from 'node:fs';
 import { type FileHandle, open, readFile } from 'node:fs/promises';
 import { resolve } from 'node:path';
-import { deviceNumber } from '../../device/locate.ts';
+import { deviceNumber, locate } from '../../device/locate.ts';
 import { fromSystem } from '../../errors.ts';
 import { COW_STORE, recognise, SIGNATURE_BYTES } from '../../formats/signatures.ts';
 import { bytes, SECTOR } from '../../units.ts';
@@ -22,7 +23,9 @@ export interface Inspection {
 export async function inspectFile(path: string, { originSize }: { originSize?: number } = {}): Promise<Inspection> {
   const absolute = resolve(path);
   try {
-    const file = await open(absolute, 'r');
+    // What is no disk is told by its kind; opened without waiting, should a fifo have taken its place.
+    await locate(absolute);
+    const file = await open(absolute, constants.O_RDONLY | constants.O_NONBLOCK);
     try {
       const size = await sizeOf(file);
       const start = Buffer.alloc(SIGNATURE_BYTES);
