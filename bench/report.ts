@@ -15,7 +15,7 @@ export const machine = (): Machine => ({
   date: new Date().toISOString().slice(0, 10),
   cpu: cpus()[0].model.trim(),
   cores: cpus().length,
-  kernel: release(),
+  kernel: release().split('.').slice(0, 2).join('.'),
   node: process.version,
   versions: Object.fromEntries(contestants.map(({ name, version }) => [name, version()])),
 });
