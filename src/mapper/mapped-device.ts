@@ -240,6 +240,7 @@ export class MappedDevice extends IoPath {
         'DEVICE_LOOP',
         'EINVAL',
         `Cannot put ${user.storedName} over ${this.storedName}: it would lead back to itself`,
+        { hint: 'look at: dmkit dmsetup ls --tree' },
       );
     let modes = this.#users.get(user);
     if (!modes) this.#users.set(user, (modes = { r: 0, rw: 0 }));
@@ -333,7 +334,9 @@ const interrupted = (attempted: string) =>
   new DmError('INTERRUPTED', 'EINTR', `Cannot ${attempted}: interrupted before it was done`);
 
 const noDevice = (device: MappedDevice) =>
-  new DmError('NO_DEVICE', 'ENXIO', `Cannot open ${device.storedName} (${device.name}): it has no table yet`);
+  new DmError('NO_DEVICE', 'ENXIO', `Cannot open ${device.storedName} (${device.name}): it has no table yet`, {
+    hint: `load one and resume it: dmkit dmsetup load ${device.storedName} --table '…'`,
+  });
 
 const gone = (device: MappedDevice) =>
   new DmError('NO_DEVICE', 'ENXIO', `Cannot find ${device.storedName} (${device.name}): it was removed`);

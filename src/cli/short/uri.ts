@@ -13,7 +13,9 @@ export const command = define({
         hint: 'look at: dmkit ls',
       });
     if (!volume.uri)
-      throw new DmError('NO_TABLE', 'ENXIO', `${name} is not served: ${volume.note ?? 'it has no live table'}`);
+      throw new DmError('NO_TABLE', 'ENXIO', `${name} is not served: ${volume.note ?? 'it has no live table'}`, {
+        hint: `load one and resume it: dmkit dmsetup load ${name} --table '…'`,
+      });
     io.stdout.write(`${volume.uri}\n`);
   },
 });

@@ -42,7 +42,11 @@ function post(socketPath: string, call: CallName, body: unknown, signal?: AbortS
             if (answer.error) reject(fromWire(answer.error));
             else resolve(answer.result ?? undefined);
           } catch {
-            reject(new DmError('PROTOCOL', 'EIO', `What listens on ${socketPath} is not a dmkit daemon`));
+            reject(
+              new DmError('PROTOCOL', 'EIO', `What listens on ${socketPath} is not a dmkit daemon`, {
+                hint: 'give a directory of its own in DMKIT_DIR',
+              }),
+            );
           }
         });
       },

@@ -237,7 +237,10 @@ export class Daemon {
 
   #tracked(handler: Handler): Handler {
     return async (args, signal) => {
-      if (this.#stopping.signal.aborted) throw new DmError('DAEMON_STOPS', 'ESHUTDOWN', 'The daemon is stopping');
+      if (this.#stopping.signal.aborted)
+        throw new DmError('DAEMON_STOPS', 'ESHUTDOWN', 'The daemon is stopping', {
+          hint: 'repeat the command: it starts the daemon again when this one has ended',
+        });
       const call = handler(args, AbortSignal.any([signal, this.#stopping.signal]));
       this.#running.add(call);
       try {

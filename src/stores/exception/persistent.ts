@@ -46,6 +46,8 @@ export const DEFAULT_CHUNK = sector(32);
 const READ_AHEAD = 12;
 const READ_AHEAD_BYTES = 4 * 1024 * 1024;
 
+const CUT_SHORT = 'the device was cut short: give it its old size back; `dmkit inspect` says what is there';
+
 interface Waiter {
   upTo: number;
   done(result: Commit): void;
@@ -250,6 +252,7 @@ export class PersistentStore implements ExceptionStore {
             'COW_TRUNCATED',
             'EIO',
             `Cannot read area ${index} of the exception store on ${this.#cow.name}: it lies beyond the device's ${this.#cow.size} bytes`,
+            { hint: CUT_SHORT },
           );
         const wait = reads[index % ahead];
         if (wait) await wait;
@@ -438,6 +441,7 @@ export async function readHeader(
         'COW_CHUNK_SIZE',
         'EINVAL',
         `Cannot read the exception store on ${cow.name}: its chunk size is ${header.chunkSize} sectors. ${fault}`,
+        { hint: 'look at it: dmkit inspect' },
       );
   }
   if (header.version !== VERSION)
@@ -445,6 +449,7 @@ export async function readHeader(
       'COW_VERSION',
       'EINVAL',
       `Cannot read the exception store on ${cow.name}: its version is ${header.version}, expected ${VERSION}`,
+      { hint: 'look at it: dmkit inspect' },
     );
   const layout = layoutOf(header.chunkSize);
   if (layout.chunkBytes > cow.size)
@@ -452,6 +457,7 @@ export async function readHeader(
       'COW_TRUNCATED',
       'EIO',
       `Cannot read the exception store on ${cow.name}: one chunk has ${layout.chunkBytes} bytes, the device ${cow.size}`,
+      { hint: CUT_SHORT },
     );
   return { state: header.valid === 0 ? 'invalid' : 'valid', layout };
 }
