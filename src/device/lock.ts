@@ -3,8 +3,9 @@
  * who writes. The lock belongs to the open file description and goes with it, even when the process is killed.
  */
 import { spawn } from 'node:child_process';
-import { type BigIntStats, readdirSync, readFileSync } from 'node:fs';
+import type { BigIntStats } from 'node:fs';
 import { DmError } from '../errors.ts';
+import { entriesOf, textOf } from '../lib/proc.ts';
 import { LOCK_EX, LOCK_SH, LOCK_UN, type System } from '../lib/system.ts';
 import type { Mode } from './block-device.ts';
 
@@ -68,9 +69,9 @@ function holder(identity: BigIntStats): number | undefined {
 
 /** The process that has the locked description open, among those we may look into. */
 function owner(inode: bigint): number | undefined {
-  for (const pid of entries('/proc')) {
+  for (const pid of entriesOf('/proc')) {
     if (!/^\d+$/.test(pid)) continue;
-    for (const fd of entries(`/proc/${pid}/fdinfo`))
+    for (const fd of entriesOf(`/proc/${pid}/fdinfo`))
       for (const line of lines(`/proc/${pid}/fdinfo/${fd}`)) {
         const found = FLOCK.exec(line);
         if (found && BigInt(found[4]) === inode) return Number(pid);
@@ -79,20 +80,6 @@ function owner(inode: bigint): number | undefined {
   return undefined;
 }
 
-const command = (pid: number): string | undefined => lines(`/proc/${pid}/comm`)[0];
+const command = (pid: number): string | undefined => textOf(`/proc/${pid}/comm`);
 
-function lines(path: string): string[] {
-  try {
-    return readFileSync(path, 'utf8').split('\n');
-  } catch {
-    return [];
-  }
-}
-
-function entries(path: string): string[] {
-  try {
-    return readdirSync(path);
-  } catch {
-    return [];
-  }
-}
+const lines = (path: string): string[] => textOf(path)?.split('\n') ?? [];

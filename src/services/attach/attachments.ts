@@ -15,6 +15,7 @@ import { setTimeout as delay } from 'node:timers/promises';
 import { DmError } from '../../errors.ts';
 import { printNbdUri } from '../../formats/nbd/uri.ts';
 import { Lock } from '../../lib/lock.ts';
+import { textOf } from '../../lib/proc.ts';
 import type { DeviceInfo, DeviceRef } from '../../mapper/control.ts';
 import type { AttachControl, Attachment } from './attach-control.ts';
 import { exists, flushBlockDevice, freeNbdDevice, hasProgram, loopFile, nbdPid, whoUses } from './block-devices.ts';
@@ -262,13 +263,7 @@ function stillThere({ way, path, file }: AttachmentRecord): boolean {
   return under !== undefined && under.replace(/ \(deleted\)$/, '') === file;
 }
 
-function isRunning(pid: number | undefined, name: string): boolean {
-  try {
-    return readFileSync(`/proc/${pid}/comm`, 'utf8').trim() === name;
-  } catch {
-    return false;
-  }
-}
+const isRunning = (pid: number | undefined, name: string) => textOf(`/proc/${pid}/comm`) === name;
 
 /** EPERM without root, EOPNOTSUPP when the machine has neither way; says which packages would help. */
 async function chooseWay(name: string): Promise<'nbd' | 'fuse'> {

@@ -2,30 +2,15 @@
  * What the kernel says about a block device: who uses it, what feeds it. It may be this very process that feeds it, so
  * whatever can start I/O on the device (open, fsync, close) runs on a thread and never here.
  */
-import { constants, readdirSync, readFileSync, readlinkSync, statSync } from 'node:fs';
+import { constants, readlinkSync, statSync } from 'node:fs';
 import { open } from 'node:fs/promises';
 import { basename, join } from 'node:path';
-
-const read = (path: string): string | undefined => {
-  try {
-    return readFileSync(path, 'utf8').trim();
-  } catch {
-    return undefined;
-  }
-};
-
-const entries = (path: string): string[] => {
-  try {
-    return readdirSync(path);
-  } catch {
-    return [];
-  }
-};
+import { entriesOf, textOf } from '../../lib/proc.ts';
 
 /** `loop3` and its partitions `loop3p1`. */
 function withPartitions(path: string): string[] {
   const name = basename(path);
-  return [name, ...entries(`/sys/block/${name}`).filter((entry) => entry.startsWith(name))];
+  return [name, ...entriesOf(`/sys/block/${name}`).filter((entry) => entry.startsWith(name))];
 }
 
 /**
@@ -34,20 +19,20 @@ function withPartitions(path: string): string[] {
  */
 export async function whoUses(path: string): Promise<string | undefined> {
   const names = withPartitions(path);
-  const numbers = new Set(names.map((name) => read(`/sys/class/block/${name}/dev`)));
-  for (const line of (read('/proc/self/mountinfo') ?? '').split('\n')) {
+  const numbers = new Set(names.map((name) => textOf(`/sys/class/block/${name}/dev`)));
+  for (const line of (textOf('/proc/self/mountinfo') ?? '').split('\n')) {
     const [, , number, , mountPoint] = line.split(' ');
     if (numbers.has(number)) return `mounted on ${unescapeMount(mountPoint)}`;
   }
   for (const name of names)
-    for (const holder of entries(`/sys/class/block/${name}/holders`)) return `used by the block device ${holder}`;
+    for (const holder of entriesOf(`/sys/class/block/${name}/holders`)) return `used by the block device ${holder}`;
   const paths = new Set(names.map((name) => `/dev/${name}`));
-  for (const pid of entries('/proc')) {
+  for (const pid of entriesOf('/proc')) {
     if (!/^\d+$/.test(pid) || Number(pid) === process.pid) continue;
-    for (const fd of entries(`/proc/${pid}/fd`)) {
+    for (const fd of entriesOf(`/proc/${pid}/fd`)) {
       try {
         if (paths.has(readlinkSync(`/proc/${pid}/fd/${fd}`)))
-          return `open in ${read(`/proc/${pid}/comm`)} (pid ${pid})`;
+          return `open in ${textOf(`/proc/${pid}/comm`)} (pid ${pid})`;
       } catch {
         // Closed meanwhile.
       }
@@ -80,16 +65,16 @@ export async function flushBlockDevice(path: string): Promise<void> {
 }
 
 /** The file under a loop device, or undefined if it has none. */
-export const loopFile = (path: string) => read(`/sys/block/${basename(path)}/loop/backing_file`);
+export const loopFile = (path: string) => textOf(`/sys/block/${basename(path)}/loop/backing_file`);
 
 /** The process that feeds a kernel NBD device, or undefined if it is not connected. */
-export const nbdPid = (path: string) => read(`/sys/block/${basename(path)}/pid`);
+export const nbdPid = (path: string) => textOf(`/sys/block/${basename(path)}/pid`);
 
 /** The first kernel NBD device that nothing is connected to. */
 export function freeNbdDevice(): string | undefined {
-  const names = entries('/sys/block').filter((name) => /^nbd\d+$/.test(name));
+  const names = entriesOf('/sys/block').filter((name) => /^nbd\d+$/.test(name));
   names.sort((a, b) => Number(a.slice(3)) - Number(b.slice(3)));
-  const free = names.find((name) => nbdPid(name) === undefined && read(`/sys/block/${name}/size`) === '0');
+  const free = names.find((name) => nbdPid(name) === undefined && textOf(`/sys/block/${name}/size`) === '0');
   return free && join('/dev', free);
 }
 
