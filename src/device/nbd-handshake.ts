@@ -33,6 +33,7 @@ import {
 } from '../formats/nbd/handshake.ts';
 import { type NbdAddress, printNbdUri } from '../formats/nbd/uri.ts';
 import { ByteReader } from '../lib/byte-reader.ts';
+import { connectTls, tlsFailed } from './nbd-tls.ts';
 
 const HANDSHAKE_MS = 10_000;
 /** Replies to one option, and the data of one. */
@@ -72,20 +73,30 @@ interface Reply {
 
 const broken = (state: string) => new FormatError('NBD_PROTOCOL', 'EIO', `the server ${state}`);
 
+const noTls = (state: string) =>
+  new DmError('NBD_TLS', 'EOPNOTSUPP', `the URI demands TLS, and the server ${state}`, {
+    hint: 'have the server offer TLS; nbd:// in place of nbds:// goes without, for everybody on the way to read',
+  });
+
 /** Connects and negotiates. Rejects with a DmError that names the URI, at the latest after ten seconds. */
 export async function connectNbd(address: NbdAddress): Promise<NbdLink> {
   const attempted = `Cannot open ${printNbdUri(address)}`;
   const socket = address.kind === 'unix' ? connect(address.socket) : connect(address.port, address.host);
   if (address.kind === 'tcp') socket.setNoDelay(true).setKeepAlive(true, 15_000);
+  let late: DmError | undefined;
   const tooSlow = setTimeout(() => {
-    socket.destroy(new DmError('NBD_CONNECT', 'ETIMEDOUT', `no answer within ${HANDSHAKE_MS / 1000} s`));
+    late = new DmError('NBD_CONNECT', 'ETIMEDOUT', `no answer within ${HANDSHAKE_MS / 1000} s`);
+    socket.destroy(late);
   }, HANDSHAKE_MS);
   // Whoever reads learns of an error; between two readers it must not be thrown.
   socket.on('error', () => {});
   try {
-    return await new ClientHandshake(socket, address.exportName).run();
-  } catch (error) {
+    return await new ClientHandshake(socket, address).run();
+  } catch (reason) {
     socket.destroy();
+    let error = late ?? (reason as NodeJS.ErrnoException);
+    // An alert: in TLS 1.3 the server judges the client's certificate after the client believes all is well.
+    if (error.code?.startsWith('ERR_SSL')) error = tlsFailed(error);
     if (error instanceof DmError) {
       const { code, errno, message, hint } = error;
       throw new DmError(code, errno, `${attempted}: ${message}`, { hint, cause: error });
@@ -99,18 +110,21 @@ export async function connectNbd(address: NbdAddress): Promise<NbdLink> {
 }
 
 class ClientHandshake {
-  readonly #socket: Socket;
-  readonly #reader: ByteReader;
+  /** Replaced when TLS begins. */
+  #socket: Socket;
+  #reader: ByteReader;
+  readonly #address: NbdAddress;
   readonly #name: string;
   #noZeroes = false;
   #structured = false;
   #allocation: number | undefined;
   #blocks: { minimum: number; maximum: number } | undefined;
 
-  constructor(socket: Socket, name: string) {
+  constructor(socket: Socket, address: NbdAddress) {
     this.#socket = socket;
     this.#reader = new ByteReader(socket);
-    this.#name = name;
+    this.#address = address;
+    this.#name = address.exportName;
   }
 
   async run(): Promise<NbdLink> {
@@ -120,10 +134,25 @@ class ClientHandshake {
     const fixed = (flags & HANDSHAKE.FIXED_NEWSTYLE) !== 0;
     this.#noZeroes = (flags & HANDSHAKE.NO_ZEROES) !== 0;
     this.#socket.write(encode(clientFlags, flags & (HANDSHAKE.FIXED_NEWSTYLE | HANDSHAKE.NO_ZEROES)));
+    if (this.#address.tls) {
+      if (!fixed) throw noTls('speaks a protocol from before options');
+      await this.#startTls();
+    }
     let found = fixed ? await this.#go() : undefined;
     found ??= await this.#exportName();
     const geometry = this.#geometry(found.size, found.flags);
     return { socket: this.#socket, geometry, rest: this.#reader.release() };
+  }
+
+  /** The first option, so that nothing is negotiated in plain text. */
+  async #startTls(): Promise<void> {
+    const reply = (await this.#ask(OPT.STARTTLS)).at(-1)!;
+    if (reply.type !== REP.ACK) throw noTls(`refused it${reply.data.length > 0 ? `: ${printable(reply.data)}` : ''}`);
+    // A server says nothing before the client does: someone on the line put it there.
+    const early = this.#reader.release().length + this.#socket.readableLength;
+    if (early > 0) throw broken(`sent ${early} bytes in plain text before TLS began`);
+    this.#socket = await connectTls(this.#socket, this.#address);
+    this.#reader = new ByteReader(this.#socket);
   }
 
   /** Undefined when the server does not know GO. */
@@ -218,8 +247,8 @@ function refused({ type, data }: Reply): DmError {
         hint: 'nbdinfo --list URI shows the exports',
       });
     case REP.ERR_TLS_REQD:
-      return new DmError('NBD_TLS', 'EOPNOTSUPP', 'the server demands TLS, which is not supported', {
-        hint: 'put a TLS tunnel in front of the server (stunnel, ssh -L)',
+      return new DmError('NBD_TLS', 'EACCES', 'the server demands TLS', {
+        hint: 'write nbds:// in place of nbd://, with ?tls-certificates=/DIRECTORY unless a public authority signed its certificate',
       });
     case REP.ERR_POLICY:
       return new DmError('NBD_EXPORT', 'EACCES', `the export is not to be had (${text})`);

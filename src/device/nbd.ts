@@ -390,7 +390,7 @@ export function sectorExtents(descriptors: readonly number[], skip: number, leng
   return extents;
 }
 
-/** `nbd://` and `nbd+unix://` URIs. An export is known by its URI: two names of one server are two disks. */
+/** `nbd://`, `nbd+unix://` and their forms with TLS. An export is known by its URI: two names of one server are two disks. */
 export const nbdBackend: Backend = {
   matches: isNbdUri,
   async identify(argument) {
@@ -398,6 +398,11 @@ export const nbdBackend: Backend = {
     if (address.kind === 'unix' && !address.socket.startsWith('/')) {
       throw new DmError('NBD_URI', 'EINVAL', `Cannot use "${argument}": the socket's path is not absolute`, {
         hint: 'write nbd+unix:///EXPORT?socket=/PATH',
+      });
+    }
+    if (address.tls?.certificates?.startsWith('/') === false) {
+      throw new DmError('NBD_URI', 'EINVAL', `Cannot use "${argument}": the path of tls-certificates is not absolute`, {
+        hint: 'write nbds://HOST[:PORT]/EXPORT?tls-certificates=/DIRECTORY',
       });
     }
     return printNbdUri(address);

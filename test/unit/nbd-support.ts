@@ -2,6 +2,7 @@ import { mkdtemp, rm } from 'node:fs/promises';
 import { connect, type Socket } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { type ConnectionOptions, connect as connectTls, type TLSSocket } from 'node:tls';
 import { onTestFinished } from 'vitest';
 import type { BlockDevice } from '../../src/device/block-device.ts';
 import { MemoryDevice } from '../../src/device/memory.ts';
@@ -20,6 +21,7 @@ import { ByteReader } from '../../src/lib/byte-reader.ts';
 import type { Exports, OpenExport } from '../../src/services/nbd/exports.ts';
 import type { Limits } from '../../src/services/nbd/limits.ts';
 import { NbdServer } from '../../src/services/nbd/server.ts';
+import type { TlsOptions } from '../../src/services/nbd/tls.ts';
 
 export const MiB = 1 << 20;
 
@@ -64,12 +66,13 @@ export interface Served {
 export async function start(
   devices: Record<string, BlockDevice & Partial<OpenExport>>,
   limits: Partial<Limits> = {},
+  tls?: TlsOptions,
 ): Promise<Served & { stop(): Promise<void> }> {
   const directory = await mkdtemp(join(tmpdir(), 'dmkit-nbd-'));
   const path = join(directory, 'nbd.sock');
   const log: string[] = [];
   const exports = new FixedExports(devices);
-  const server = new NbdServer(exports, { log: (line) => log.push(line), limits });
+  const server = new NbdServer(exports, { log: (line) => log.push(line), limits, tls });
   await server.listenUnix(path);
   const stop = async () => {
     await server.stop({ drainMs: 200 });
@@ -100,19 +103,20 @@ export interface RawReply {
 
 /** A client that says exactly what a test wants said. */
 export class RawClient {
-  readonly socket: Socket;
-  readonly reader: ByteReader;
+  socket: Socket;
+  reader: ByteReader;
   structured = false;
 
-  constructor(path: string) {
-    this.socket = connect({ path, allowHalfOpen: true });
+  /** A socket's path, or a port on loopback. */
+  constructor(where: string | number) {
+    this.socket = connect(typeof where === 'string' ? { path: where, allowHalfOpen: true } : { port: where });
     this.socket.on('error', () => {});
     this.reader = new ByteReader(this.socket);
     onTestFinished(() => void this.socket.destroy());
   }
 
   /** Reads the greeting and sends client flags. */
-  static async greet(path: string, flags = 3): Promise<RawClient> {
+  static async greet(path: string | number, flags = 3): Promise<RawClient> {
     const client = new RawClient(path);
     await client.reader.take(18);
     const data = Buffer.alloc(4);
@@ -135,6 +139,17 @@ export class RawClient {
     const replies = await client.ask(OPT.GO, printGo({ name, info: [] }));
     if (replies.at(-1)!.type !== 1) throw new Error(`GO: ${replies.at(-1)!.data}`);
     return client;
+  }
+
+  /** The TLS handshake, after STARTTLS was answered. */
+  async secure(options: ConnectionOptions): Promise<TLSSocket> {
+    this.reader.release();
+    const socket = connectTls({ socket: this.socket, ...options });
+    await new Promise<void>((resolve, reject) => socket.once('secureConnect', resolve).once('error', reject));
+    socket.on('error', () => {});
+    this.socket = socket;
+    this.reader = new ByteReader(socket);
+    return socket;
   }
 
   async ask(number: number, data?: Uint8Array): Promise<{ type: number; data: Buffer }[]> {

@@ -4,7 +4,7 @@
  * Slow by design: it runs once per connection and awaits each step. A client that breaks the protocol is disconnected by
  * throwing; the caller logs the one line. What a client may merely not have is answered and the handshake goes on.
  */
-import type { Duplex } from 'node:stream';
+import type { Socket } from 'node:net';
 import { DmError, FormatError, fromSystem } from '../../errors.ts';
 import {
   BASE_ALLOCATION,
@@ -36,9 +36,10 @@ import {
   printServer,
   viewOf,
 } from '../../formats/nbd/handshake.ts';
-import type { ByteReader } from '../../lib/byte-reader.ts';
+import { ByteReader } from '../../lib/byte-reader.ts';
 import type { Exports, OpenExport } from './exports.ts';
 import type { Limits } from './limits.ts';
+import { serveTls, type TlsOptions } from './tls.ts';
 
 /** Ids on the wire; a negotiated context of an export. */
 export const CONTEXT_ID = { [BASE_ALLOCATION]: 1, [DMKIT_CHANGED]: 2 } as const;
@@ -50,6 +51,24 @@ export interface Session {
   open: OpenExport;
   structured: boolean;
   contexts: ContextName[];
+  /** Over TLS. */
+  secure: boolean;
+}
+
+/** The handshake's end. */
+export interface Negotiated {
+  /** The socket, or TLS over it. */
+  stream: Socket;
+  /** Its export is open. Undefined when the client left in good order. */
+  session: Session | undefined;
+  /** Bytes that came behind the handshake. */
+  rest: Buffer;
+}
+
+/** TLS as one listener has it. */
+export interface ListenerTls {
+  options: TlsOptions;
+  required: boolean;
 }
 
 export function transmissionFlags(open: OpenExport): number {
@@ -62,34 +81,43 @@ export function transmissionFlags(open: OpenExport): number {
 
 const violation = (state: string) => new FormatError('NBD_PROTOCOL', 'EINVAL', state);
 
-/** Resolves with a session whose export is open, or with undefined when the client left in good order. */
+/** Rejects when the client broke the protocol or went in the middle of it. */
 export async function negotiate(
-  stream: Duplex,
-  reader: ByteReader,
+  socket: Socket,
   exports: Exports,
   limits: Limits,
-): Promise<Session | undefined> {
-  return new Handshake(stream, reader, exports, limits).run();
+  tls: ListenerTls | undefined,
+): Promise<Negotiated> {
+  return new Handshake(socket, exports, limits, tls).negotiate();
 }
 
 class Handshake {
-  readonly #stream: Duplex;
-  readonly #reader: ByteReader;
+  /** Replaced when TLS begins. */
+  #stream: Socket;
+  #reader: ByteReader;
   readonly #exports: Exports;
   readonly #limits: Limits;
+  readonly #tls: ListenerTls | undefined;
+  #secure = false;
   #noZeroes = false;
   #structured = false;
   /** The contexts that SET_META_CONTEXT chose, and the export they were chosen for. */
   #contexts: { name: string; chosen: ContextName[] } | undefined;
 
-  constructor(stream: Duplex, reader: ByteReader, exports: Exports, limits: Limits) {
-    this.#stream = stream;
-    this.#reader = reader;
+  constructor(socket: Socket, exports: Exports, limits: Limits, tls: ListenerTls | undefined) {
+    this.#stream = socket;
+    this.#reader = new ByteReader(socket);
     this.#exports = exports;
     this.#limits = limits;
+    this.#tls = tls;
   }
 
-  async run(): Promise<Session | undefined> {
+  async negotiate(): Promise<Negotiated> {
+    const session = await this.#run();
+    return { stream: this.#stream, session, rest: this.#reader.release() };
+  }
+
+  async #run(): Promise<Session | undefined> {
     const { FIXED_NEWSTYLE, NO_ZEROES } = HANDSHAKE;
     await this.#send(encode(greeting, { init: INIT_MAGIC, magic: OPTION_MAGIC, flags: FIXED_NEWSTYLE | NO_ZEROES }));
     const first = await this.#reader.take(clientFlags.size);
@@ -111,6 +139,13 @@ class Handshake {
       bytes += length;
       if (bytes > this.#limits.handshakeBytes) {
         throw violation(`sent more than ${this.#limits.handshakeBytes} bytes of options`);
+      }
+      if (this.#tls?.required && !this.#secure && option !== OPT.STARTTLS && option !== OPT.ABORT) {
+        // There is no reply to EXPORT_NAME but the export.
+        if (option === OPT.EXPORT_NAME) throw violation('asked for an export without TLS, which this server demands');
+        if (!(await this.#reader.skip(length))) throw violation('disconnected in the middle of an option');
+        await this.#refuse(option, REP.ERR_TLS_REQD, 'this server demands TLS');
+        continue;
       }
       if (length > this.#limits.optionBytes) {
         if (option === OPT.EXPORT_NAME) throw violation(`sent an export name of ${length} bytes`);
@@ -136,6 +171,10 @@ class Handshake {
 
   async #answer(option: number, data: Buffer): Promise<Session | undefined> {
     if (option === OPT.EXPORT_NAME) return this.#exportName(data);
+    if (option === OPT.STARTTLS) {
+      await this.#startTls(data);
+      return undefined;
+    }
     try {
       switch (option) {
         case OPT.GO:
@@ -153,9 +192,6 @@ class Handshake {
         case OPT.SET_META_CONTEXT:
           await this.#metaContext(option, data);
           break;
-        case OPT.STARTTLS:
-          await this.#refuse(option, REP.ERR_POLICY, 'this server has no TLS');
-          break;
         default:
           await this.#refuse(option, REP.ERR_UNSUP, `option ${option} is not known to this server`);
       }
@@ -165,6 +201,25 @@ class Handshake {
       await this.#refuse(option, refusal(error), error.message);
     }
     return undefined;
+  }
+
+  /**
+   * Nothing that came in plain text may count behind it: whoever sits on the line could have put it there. So what was
+   * negotiated before is forgotten, and a client that does not wait for the reply is disconnected.
+   */
+  async #startTls(data: Buffer): Promise<void> {
+    if (!this.#tls) return this.#refuse(OPT.STARTTLS, REP.ERR_POLICY, 'this server has no TLS');
+    if (this.#secure) return this.#refuse(OPT.STARTTLS, REP.ERR_INVALID, 'TLS is in use already');
+    if (data.length > 0) return this.#refuse(OPT.STARTTLS, REP.ERR_INVALID, 'STARTTLS has no data');
+    const early = this.#reader.release().length + this.#stream.readableLength;
+    if (early > 0) throw violation(`sent ${early} bytes behind STARTTLS in plain text`);
+    await this.#send(optionReply(OPT.STARTTLS, REP.ACK));
+    // What comes from here on is for TLS, and fails if it is anything else.
+    this.#stream = await serveTls(this.#stream, this.#tls.options);
+    this.#reader = new ByteReader(this.#stream);
+    this.#secure = true;
+    this.#structured = false;
+    this.#contexts = undefined;
   }
 
   /** There is no reply for an error, so the connection ends instead. */
@@ -268,7 +323,7 @@ class Handshake {
   /** Contexts hold for the export they were set for, by the name the client used. */
   #session(asked: string, name: string, open: OpenExport): Session {
     const contexts = this.#contexts?.name === asked ? this.#contexts.chosen : [];
-    return { name, open, structured: this.#structured, contexts };
+    return { name, open, structured: this.#structured, contexts, secure: this.#secure };
   }
 
   #refuse(option: number, type: number, why: string): Promise<void> {

@@ -1,6 +1,6 @@
 /** The NBD server: listeners, connections, and what each connection may cost. */
 import { chmod, mkdtemp, rename, rm } from 'node:fs/promises';
-import { connect, createServer, type Server, type Socket } from 'node:net';
+import { type AddressInfo, BlockList, connect, createServer, isIPv6, type Server, type Socket } from 'node:net';
 import { dirname, join } from 'node:path';
 import type { BlockDevice } from '../../device/block-device.ts';
 import { ByteAccess } from '../../device/byte-access.ts';
@@ -8,18 +8,20 @@ import { DmError, fromSystem } from '../../errors.ts';
 import { NBD_PORT } from '../../formats/nbd/constants.ts';
 import { printable } from '../../formats/nbd/handshake.ts';
 import { SOCKET_PATH_MAX } from '../../formats/nbd/uri.ts';
-import { ByteReader } from '../../lib/byte-reader.ts';
 import type { Exports } from './exports.ts';
-import { negotiate } from './handshake.ts';
+import { type ListenerTls, type Negotiated, negotiate } from './handshake.ts';
 import { LIMITS, type Limits } from './limits.ts';
 import { Memory } from './memory.ts';
 import { ReplyBuffers } from './reply-buffers.ts';
+import { checkTls, type TlsOptions } from './tls.ts';
 import { Transmission } from './transmission.ts';
 
 export interface NbdServerOptions {
   /** One line for each connection that broke the protocol or was refused, and for each failed handshake. */
   log?: (line: string) => void;
   limits?: Partial<Limits>;
+  /** Without it there is no TLS. */
+  tls?: TlsOptions;
 }
 
 interface Connection {
@@ -32,6 +34,7 @@ export class NbdServer {
   readonly #exports: Exports;
   readonly #log: (line: string) => void;
   readonly #limits: Limits;
+  readonly #tls: TlsOptions | undefined;
   readonly #buffers = new ReplyBuffers();
   readonly #memory: Memory;
   /** All connections to a device write through the same one. */
@@ -41,10 +44,11 @@ export class NbdServer {
   #accepted = 0;
   #stopped = false;
 
-  constructor(exports: Exports, { log = () => {}, limits = {} }: NbdServerOptions = {}) {
+  constructor(exports: Exports, { log = () => {}, limits = {}, tls }: NbdServerOptions = {}) {
     this.#exports = exports;
     this.#log = log;
     this.#limits = { ...LIMITS, ...limits };
+    this.#tls = tls;
     this.#memory = new Memory(this.#limits.memoryBytes, this.#limits.stallMs);
   }
 
@@ -86,7 +90,11 @@ export class NbdServer {
       nursery = await mkdtemp(`${dirname(path)}/`);
       const born = join(nursery, 's');
       if (Buffer.byteLength(born) > SOCKET_PATH_MAX) throw new Error('the path is too long for a socket');
-      const server = await this.#listen({ path: born }, attempted);
+      const server = await this.#listen(
+        { path: born },
+        attempted,
+        this.#tls && { options: this.#tls, required: false },
+      );
       await chmod(born, 0o600);
       await rename(born, path);
       this.#listeners.set(server, path);
@@ -97,12 +105,21 @@ export class NbdServer {
     }
   }
 
-  /** Listens on TCP, loopback unless told otherwise; there is no access control. Resolves with the port. */
+  /**
+   * Listens on TCP, loopback unless told otherwise. Without TLS there is no access control, and the log says so where other
+   * machines can connect. Resolves with the port. Rejects with NBD_TLS when the certificates cannot be used.
+   */
   async listenTcp({ host = '127.0.0.1', port = NBD_PORT }: { host?: string; port?: number } = {}): Promise<number> {
-    const server = await this.#listen({ host, port }, `Cannot listen on ${host} port ${port}`);
+    const tls = this.#tls && { options: this.#tls, required: this.#tls.required ?? true };
+    const server = await this.#listen({ host, port }, `Cannot listen on ${host} port ${port}`, tls);
     this.#listeners.set(server, undefined);
-    const address = server.address();
-    return typeof address === 'object' && address ? address.port : port;
+    const address = server.address() as AddressInfo;
+    if (!tls?.required && !isLoopback(address.address)) {
+      this.#log(
+        `NBD on ${address.address} port ${address.port} is served without TLS: whoever reaches it can read and write every export`,
+      );
+    }
+    return address.port;
   }
 
   /**
@@ -129,10 +146,15 @@ export class NbdServer {
     clearTimeout(cut);
   }
 
-  async #listen(where: { path: string } | { host: string; port: number }, attempted: string): Promise<Server> {
+  async #listen(
+    where: { path: string } | { host: string; port: number },
+    attempted: string,
+    tls: ListenerTls | undefined,
+  ): Promise<Server> {
+    if (tls) await checkTls(tls.options);
     // Half-open: a client may shut down its side behind its last request and still be answered.
     const server = createServer({ allowHalfOpen: true, pauseOnConnect: true, noDelay: true }, (socket) =>
-      this.#accept(socket),
+      this.#accept(socket, tls),
     );
     await new Promise<void>((resolve, reject) => {
       server.once('error', (error) => reject(fromSystem(error, attempted)));
@@ -142,7 +164,7 @@ export class NbdServer {
     return server;
   }
 
-  #accept(socket: Socket): void {
+  #accept(socket: Socket, tls: ListenerTls | undefined): void {
     const number = ++this.#accepted;
     const log = (line: string) => this.#log(`NBD connection ${number}: ${printable(Buffer.from(line))}`);
     // A reset connection ends with 'close' too; that is where it is handled.
@@ -155,7 +177,7 @@ export class NbdServer {
     const connection: Connection = { socket, transmission: undefined, done: Promise.resolve() };
     this.#connections.add(connection);
     Object.assign(connection, {
-      done: this.#serve(socket, connection, log)
+      done: this.#serve(socket, connection, tls, log)
         .catch((error) => log(error instanceof DmError ? error.message : String(error?.stack ?? error)))
         .finally(() => {
           socket.destroy();
@@ -164,28 +186,32 @@ export class NbdServer {
     });
   }
 
-  async #serve(socket: Socket, connection: Connection, log: (line: string) => void): Promise<void> {
-    const reader = new ByteReader(socket);
+  async #serve(
+    socket: Socket,
+    connection: Connection,
+    tls: ListenerTls | undefined,
+    log: (line: string) => void,
+  ): Promise<void> {
     const tooSlow = setTimeout(() => {
       log(`the handshake took longer than ${this.#limits.handshakeMs} ms`);
       socket.destroy();
     }, this.#limits.handshakeMs);
-    let session: Awaited<ReturnType<typeof negotiate>>;
+    let negotiated: Negotiated;
     try {
-      session = await negotiate(socket, reader, this.#exports, this.#limits);
+      negotiated = await negotiate(socket, this.#exports, this.#limits, tls);
     } finally {
       clearTimeout(tooSlow);
     }
-    const rest = reader.release();
+    const { stream, session, rest } = negotiated;
     if (!session) {
       // The last reply is sent before the socket goes.
-      if (!socket.destroyed) await new Promise<void>((resolve) => socket.end(() => resolve()).once('close', resolve));
+      if (!stream.destroyed) await new Promise<void>((resolve) => stream.end(() => resolve()).once('close', resolve));
       return;
     }
     const { open } = session;
     let access = this.#access.get(open.device);
     if (!access) this.#access.set(open.device, (access = new ByteAccess(open.device, 512)));
-    const transmission = new Transmission(socket, session, access, this.#buffers, this.#memory, this.#limits, log);
+    const transmission = new Transmission(stream, session, access, this.#buffers, this.#memory, this.#limits, log);
     connection.transmission = transmission;
     try {
       transmission.start(rest);
@@ -196,6 +222,13 @@ export class NbdServer {
     }
   }
 }
+
+const LOOPBACK = new BlockList();
+LOOPBACK.addSubnet('127.0.0.0', 8);
+LOOPBACK.addAddress('::1', 'ipv6');
+
+/** Mapped IPv4 addresses included. */
+const isLoopback = (address: string): boolean => LOOPBACK.check(address, isIPv6(address) ? 'ipv6' : 'ipv4');
 
 /** True if something accepts connections there. */
 function answers(path: string): Promise<boolean> {

@@ -79,7 +79,8 @@ export class Transmission {
     this.#buffers = buffers;
     this.#limits = limits;
     this.#log = log;
-    this.#share = memory.join(this.#holder(), 1);
+    // TLS keeps what the client has yet to take once more, encrypted.
+    this.#share = memory.join(this.#holder(), session.secure ? 2 : 1);
     this.#replies = new Replies(socket, buffers, this.#share, () => this.#wake());
     this.#commands = new Commands(session, access, this.#replies, buffers, this.#share, limits, log, () => {
       if (this.#stopped) this.#settle();
