@@ -112,7 +112,11 @@ describe('a wrong command line ends with status 2', () => {
     [['uri', ''], 'dmkit uri: an argument is empty\nusage: dmkit uri NAME\n'],
     [
       ['up', '--nbd-tcp', 'here'],
-      'dmkit up: --nbd-tcp is "here", not [HOST:]PORT\nusage: dmkit up [--foreground] [--nbd-tcp [HOST:]PORT] [--json]\n',
+      'dmkit up: --nbd-tcp is "here", not [HOST:]PORT\nusage: dmkit up [--foreground] [--nbd-tcp [HOST:]PORT] [--tls-certificates DIR] [--json]\n',
+    ],
+    [
+      ['up', '--tls-certificates', '/certificates'],
+      'dmkit up: --tls-certificates needs --nbd-tcp\nusage: dmkit up [--foreground] [--nbd-tcp [HOST:]PORT] [--tls-certificates DIR] [--json]\n',
     ],
   ])('%j', async (argv, stderr) => {
     expect(await dmkit(...argv)).toEqual({ status: 2, stdout: '', stderr });

@@ -1,3 +1,4 @@
+import { resolve } from 'node:path';
 import {
   type DaemonStatus,
   DmError,
@@ -20,27 +21,37 @@ Tables and log: $DMKIT_STATE, else /var/lib/dmkit (root), else ~/.local/state/dm
     foreground: { help: 'stay, and log to stderr: for service managers' },
     'nbd-tcp': {
       value: '[HOST:]PORT',
-      help: 'serve NBD over TCP too, on loopback unless told otherwise; there is no access control',
+      help: 'serve NBD over TCP too, on loopback unless told otherwise; without TLS there is no access control',
+    },
+    'tls-certificates': {
+      value: 'DIR',
+      help: 'TLS with server-cert.pem and server-key.pem; with ca-cert.pem, for clients that it signed only',
     },
     json: { help: 'print the status as JSON' },
   },
   async run({ options, io }) {
     const where = directories(io.env);
     const nbdTcp = parseAddress(options['nbd-tcp']);
+    const tlsCertificates =
+      options['tls-certificates'] === undefined ? undefined : resolve(options['tls-certificates']);
+    if (tlsCertificates !== undefined && !nbdTcp) throw new UsageError('--tls-certificates needs --nbd-tcp');
     if (options.foreground !== undefined) {
       const readyFd = io.env[READY_FD] === undefined ? undefined : Number(io.env[READY_FD]);
-      return runDaemon({ ...where, version: version(), nbdTcp, readyFd });
+      return runDaemon({ ...where, version: version(), nbdTcp, tlsCertificates, readyFd });
     }
     const before = await runningDaemon(where);
-    const daemon = before ?? (await startDaemon(where, nbdTcp ? [`--nbd-tcp=${options['nbd-tcp']}`] : []));
+    const args = nbdTcp ? [`--nbd-tcp=${options['nbd-tcp']}`] : [];
+    if (tlsCertificates !== undefined) args.push(`--tls-certificates=${tlsCertificates}`);
+    const daemon = before ?? (await startDaemon(where, args));
     const status = await daemon.daemon();
-    if (before && nbdTcp && status.nbdTcp?.port !== nbdTcp.port)
+    const isAsked = status.nbdTcp?.port === nbdTcp?.port && status.nbdTcp?.tls === (tlsCertificates !== undefined);
+    if (before && nbdTcp && !isAsked)
       throw new DmError(
         'DAEMON_RUNS',
         'EBUSY',
-        `Cannot serve NBD over TCP: the daemon with pid ${status.pid} runs without`,
+        `Cannot serve NBD over TCP like this: the daemon with pid ${status.pid} runs already, ${tcpOf(status)}`,
         {
-          hint: `dmkit down; dmkit up --nbd-tcp ${options['nbd-tcp']}`,
+          hint: `dmkit down; dmkit up ${args.join(' ')}`,
         },
       );
     if (options.json !== undefined) printJson(io, status);
@@ -49,9 +60,12 @@ Tables and log: $DMKIT_STATE, else /var/lib/dmkit (root), else ~/.local/state/dm
 });
 
 function describe({ pid, run, state, devices, nbdTcp }: DaemonStatus, before: boolean): string {
-  const tcp = nbdTcp ? `  TCP    ${nbdTcp.host} port ${nbdTcp.port}\n` : '';
+  const tcp = nbdTcp ? `  TCP    ${nbdTcp.host} port ${nbdTcp.port}${nbdTcp.tls ? ', TLS' : ''}\n` : '';
   return `the daemon ${before ? 'runs already' : 'runs'} (pid ${pid}) with ${devices} devices\n  run    ${run}\n  state  ${state}\n${tcp}`;
 }
+
+const tcpOf = ({ nbdTcp }: DaemonStatus) =>
+  nbdTcp ? `with TCP port ${nbdTcp.port} and ${nbdTcp.tls ? '' : 'no '}TLS` : 'without TCP';
 
 /** Throws UsageError. */
 function parseAddress(text: string | undefined): { host?: string; port: number } | undefined {

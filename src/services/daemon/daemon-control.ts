@@ -12,7 +12,7 @@ export interface DaemonStatus {
   state: string;
   nbdSocket: string;
   /** Where NBD is served over TCP. */
-  nbdTcp?: { host: string; port: number };
+  nbdTcp?: { host: string; port: number; tls: boolean };
   devices: number;
   /** NBD connections. */
   connections: number;

@@ -18,6 +18,7 @@ import type { SavedDevice } from '../../mapper/saved-device.ts';
 import { Attachments } from '../attach/attachments.ts';
 import { type ForkRecord, Forks } from '../fork/forks.ts';
 import { NbdServer } from '../nbd/server.ts';
+import { tlsDirectory } from '../nbd/tls.ts';
 import { CALLS, type CallName } from './calls.ts';
 import { ControlServer, type Handler, type Handlers } from './control-server.ts';
 import type { DaemonStatus } from './daemon-control.ts';
@@ -30,8 +31,10 @@ import { StateFile } from './state-file.ts';
 export interface DaemonOptions extends Directories {
   /** Of the package. */
   version: string;
-  /** Serves NBD over TCP as well, without any access control. */
+  /** Serves NBD over TCP as well. */
   nbdTcp?: { host?: string; port?: number };
+  /** Directory for NBD over TLS (docs/nbd.md); without it there is no access control over TCP. */
+  tlsCertificates?: string;
   log(line: string): void;
 }
 
@@ -105,12 +108,15 @@ export class Daemon {
       log: options.log,
     });
     this.#exports = new MapperExports(this.#mapper);
-    this.#nbd = new NbdServer(this.#exports, { log: options.log });
+    this.#nbd = new NbdServer(this.#exports, {
+      log: options.log,
+      tls: options.tlsCertificates === undefined ? undefined : tlsDirectory(options.tlsCertificates),
+    });
     this.#control = new ControlServer(this.#handlers(), { log: options.log });
   }
 
   async #begin(state: State): Promise<void> {
-    const { log, run, nbdTcp, version } = this.#options;
+    const { log, run, nbdTcp, tlsCertificates, version } = this.#options;
     await this.#mapper.restore(state.devices);
     try {
       for (const line of await this.#forks.recover(state.devices)) log(line);
@@ -119,7 +125,8 @@ export class Daemon {
       await this.#nbd.listenUnix(nbdSocket(run));
       if (nbdTcp) {
         const { host = '127.0.0.1' } = nbdTcp;
-        this.#nbdTcp = { host, port: await this.#nbd.listenTcp({ host, port: nbdTcp.port }) };
+        const port = await this.#nbd.listenTcp({ host, port: nbdTcp.port });
+        this.#nbdTcp = { host, port, tls: tlsCertificates !== undefined };
       }
       await this.#control.listen(controlSocket(run));
     } catch (error) {

@@ -10,6 +10,7 @@ import { toWire } from './wire-error.ts';
 export interface RunOptions extends Directories {
   version: string;
   nbdTcp?: { host?: string; port?: number };
+  tlsCertificates?: string;
   /** Started by a command that waits on this descriptor for `ready` or an error; logs to a file. Else to stderr. */
   readyFd?: number;
 }
