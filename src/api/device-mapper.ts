@@ -7,11 +7,13 @@ import type { ForkControl } from '../services/fork/fork-control.ts';
 import type { Inspection } from '../services/fork/inspect.ts';
 import type { Disk } from './disk.ts';
 
+/** Of a mapper in this process. */
 export interface OpenOptions {
   /** Of all mapped devices in `deps` and `MAJ:MIN` arguments; 254 unless given. */
   major?: number;
 }
 
+/** Which daemon: that of `$DMKIT_DIR` and `$DMKIT_STATE`, or of this user's own places, unless given. */
 export interface ConnectOptions extends Partial<Directories> {
   /** Start the daemon if it does not run. Else the first call rejects with DAEMON_DOWN. */
   start?: boolean;
@@ -23,6 +25,7 @@ export interface ConnectOptions extends Partial<Directories> {
  */
 export type ServeOptions = ({ socket: string } | { host?: string; port?: number }) & { log?: (line: string) => void };
 
+/** Where devices are served now. */
 export interface Served {
   /** TCP only. */
   readonly port?: number;
@@ -51,6 +54,7 @@ export interface RemoteMapper extends Common, DaemonControl {
   uri(name: string): string;
 }
 
+/** The two ways to mapped devices. Every call rejects with a DmError. */
 export const DeviceMapper = {
   /** In this process, without a daemon. */
   async open(options: OpenOptions = {}): Promise<DeviceMapper> {

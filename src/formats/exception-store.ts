@@ -18,6 +18,7 @@ const chunk = u64 as Field<Chunk>;
 
 /** `SnAp` on disk. A device whose first four bytes are zero holds no store yet, whatever follows. */
 export const MAGIC = 0x70416e53;
+/** The only one there is. */
 export const VERSION = 1;
 
 /** Written whole, zeroes to the end of the chunk; twice in a store's life: when it is created, when it is invalidated. */
@@ -28,6 +29,7 @@ export const diskHeader = struct({
   chunkSize: u32 as Field<Sector>,
 });
 
+/** One entry of an area, 16 bytes. */
 export const diskException = struct({
   oldChunk: chunk, // on the origin
   newChunk: chunk, // on the COW device
@@ -41,6 +43,7 @@ export interface Layout {
   readonly entries: number;
 }
 
+/** `chunkSize` in sectors, a power of two (see `chunkSizeFault`). */
 export function layoutOf(chunkSize: Sector): Layout {
   const chunkBytes = (chunkSize * SECTOR) as Bytes;
   return { chunkSize, chunkBytes, entries: chunkBytes / diskException.size };
@@ -58,6 +61,7 @@ export const nextData = (layout: Layout, n: number) => (isMetadata(layout, n + 1
 /** Chunks of a COW device on which `exceptions` exceptions fit and stay valid: header, areas (one of them empty), data. */
 export const chunksFor = ({ entries }: Layout, exceptions: number) => 2 + exceptions + Math.floor(exceptions / entries);
 
+/** The header chunk, whole. */
 export const headerOf = (layout: Layout, valid: boolean): Uint8Array => {
   const bytes = new Uint8Array(layout.chunkBytes);
   const { chunkSize } = layout;
@@ -80,6 +84,7 @@ export function eachException(area: DataView, visit: (oldChunk: number, newChunk
   return base / size;
 }
 
+/** Writes entry `index` of an area, from 0. Chunk numbers are at most MAX_CHUNK. */
 export function setException(area: DataView, index: number, oldChunk: number, newChunk: number): void {
   const { size, at } = diskException;
   chunk.set(area, index * size + at.oldChunk, oldChunk as Chunk);

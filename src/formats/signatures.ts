@@ -1,5 +1,6 @@
 /** What the first bytes of a disk or file say it holds. Names only: no field beyond the signature is trusted. */
 
+/** What is known of one format. */
 export interface Signature {
   /** As `file`, `blkid` and `qemu-img` call it. */
   readonly name: string;
@@ -8,6 +9,7 @@ export interface Signature {
    * partition table, file system or container that lies on the disk itself.
    */
   readonly kind: 'image' | 'store' | 'volume';
+  /** Bytes from the start of the disk. */
   readonly at: number;
   readonly bytes: Uint8Array;
   /** For `qemu-img -f`, or the program that unpacks. */
@@ -24,6 +26,7 @@ const entry = (kind: Signature['kind'], name: string, at: number, bytes: string,
   tool,
 });
 
+/** The name that `recognise` gives to an exception store. */
 export const COW_STORE = 'snapshot COW store';
 
 /** Bytes from the start of a disk that `recognise` wants to see. */

@@ -3,6 +3,7 @@
  * their offsets (`at`), and is itself a field.
  */
 export interface Field<T> {
+  /** Bytes. */
   readonly size: number;
   get(view: DataView, at: number): T;
   set(view: DataView, at: number, value: T): void;
@@ -11,10 +12,13 @@ export interface Field<T> {
 type Value<F> = { [K in keyof F]: F[K] extends Field<infer T> ? T : never };
 type Offsets<F> = { readonly [K in keyof F]: number };
 
+/** Fields laid end to end. */
 export interface Struct<F> extends Field<Value<F>> {
+  /** Bytes from the struct's start, by field. */
   readonly at: Offsets<F>;
 }
 
+/** Without padding: an unused word is a field, too. `get` makes an object; for thousands use the fields in place with `at`. */
 export function struct<F extends Record<string, Field<never>> | Record<string, Field<unknown>>>(fields: F): Struct<F> {
   const at = {} as Record<string, number>;
   let size = 0;

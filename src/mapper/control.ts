@@ -106,20 +106,42 @@ export interface Control {
   info(device: DeviceRef, options?: InactiveOption): Promise<DeviceInfo>;
   /** EBUSY: name or uuid in use. ENXIO: minor in use. EINVAL: `.`, `..`, `control`, empty name. */
   create(name: string, options?: CreateOptions): Promise<DeviceInfo>;
+  /**
+   * Builds a table, opens its devices and puts it into the inactive slot, in place of what was there. TableError, mostly
+   * EINVAL: the kernel's words on what is wrong with a line; ENODEV, EBUSY, EACCES: a device cannot be opened.
+   */
   load(device: DeviceRef, table: TargetSpec[], options?: LoadOptions): Promise<DeviceInfo>;
+  /** Empties the inactive slot. */
   clear(device: DeviceRef): Promise<DeviceInfo>;
+  /**
+   * Resolves when no request is in flight and what the targets keep is durable; later requests wait. Rejects with what
+   * the flush below answered; the device then goes on as before. What a target could not write of its own also rejects,
+   * but the device is suspended.
+   */
   suspend(device: DeviceRef, options?: SuspendOptions): Promise<DeviceInfo>;
+  /**
+   * Makes the inactive table live, if there is one (suspending the device before), and lets the requests that wait go on.
+   * EINVAL: there is no table. What a target refuses leaves the device suspended.
+   */
   resume(device: DeviceRef, options?: SuspendOptions): Promise<DeviceInfo>;
   /** EBUSY while open, unless `deferred`. */
   remove(device: DeviceRef, options?: { deferred?: boolean }): Promise<void>;
   /** Removes every device that is not open, again and again until nothing more goes; `deferred` marks the others. */
   removeAll(options?: { deferred?: boolean }): Promise<void>;
+  /** EBUSY: the name is in use. */
   rename(device: DeviceRef, newName: string): Promise<DeviceInfo>;
+  /** Once in a device's life. EBUSY: the uuid is in use. EINVAL: the device has one, or `uuid` is empty or above 128 bytes. */
   setUuid(device: DeviceRef, uuid: string): Promise<DeviceInfo>;
-  /** `text` is split at blanks; a backslash takes the next character literally. Resolves with the reply, or ''. */
+  /**
+   * To the target at `sector`. `text` is split at blanks; a backslash takes the next character literally. Resolves with
+   * the reply, or ''. EINVAL: nobody takes it.
+   */
   message(device: DeviceRef, sector: number, text: string): Promise<string>;
+  /** What loads the same table again, a line for each target; none without a table. */
   table(device: DeviceRef, options?: InactiveOption): Promise<TargetText[]>;
+  /** The state of each target in the kernel's words. */
   status(device: DeviceRef, options?: InactiveOption & { noflush?: boolean }): Promise<TargetText[]>;
+  /** What the kernel would have IMA measure of each target. */
   measure(device: DeviceRef, options?: InactiveOption): Promise<TargetText[]>;
   /**
    * Resolves when the event number differs from `event`, or the device is renamed or removed; then with its info, or

@@ -16,6 +16,7 @@ import { FailingDevice } from './failing-device.ts';
 import { FakeDisks } from './fake-disks.ts';
 import { SlowDevice } from './slow-device.ts';
 
+/** The target under test, and what it needs. */
 export interface TargetSuite {
   type: TargetType;
   /** Length of the target in sectors. */

@@ -14,9 +14,14 @@ export const SOCKET_PATH_MAX = 107;
 export async function listenPrivately(server: Server, path: string): Promise<void> {
   // The longer of the two names counts: `/.XXXXXX/s`.
   if (Buffer.byteLength(dirname(path)) + 12 > SOCKET_PATH_MAX || Buffer.byteLength(path) > SOCKET_PATH_MAX)
-    throw new DmError('SOCKET_PATH', 'EINVAL', `Cannot listen on ${path}: a socket's path has at most 107 bytes`, {
-      hint: 'choose a shorter directory: DMKIT_DIR=/run/user/1000/dmkit',
-    });
+    throw new DmError(
+      'SOCKET_PATH',
+      'EINVAL',
+      `Cannot listen on ${path}: a socket's path has at most ${SOCKET_PATH_MAX} bytes`,
+      {
+        hint: 'choose a shorter directory: DMKIT_DIR=/run/user/1000/dmkit',
+      },
+    );
   try {
     const scratch = mkdtempSync(join(dirname(path), '.'));
     const first = join(scratch, 's');

@@ -46,6 +46,9 @@ export const DEFAULT_CHUNK = sector(32);
 const READ_AHEAD = 12;
 const READ_AHEAD_BYTES = 4 * 1024 * 1024;
 
+/** Committed entries at the front of the queue that are not worth moving the rest for. */
+const QUEUE_SPENT_MAX = 4096;
+
 const CUT_SHORT = 'the device was cut short: give it its old size back; `dmkit inspect` says what is there';
 
 interface Waiter {
@@ -382,7 +385,7 @@ export class PersistentStore implements ExceptionStore {
     this.#committed = filled;
     this.#settled -= written;
     this.#head = end;
-    if (this.#head > 4096 || this.#head === this.#queue.length) {
+    if (this.#head > QUEUE_SPENT_MAX || this.#head === this.#queue.length) {
       this.#queue.splice(0, this.#head);
       this.#head = 0;
     }
