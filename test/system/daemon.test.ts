@@ -1,6 +1,7 @@
 import { createHash } from 'node:crypto';
 import { chmodSync, existsSync, mkdirSync, readFileSync, statSync, writeFileSync } from 'node:fs';
 import { connect } from 'node:net';
+import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import { DeviceMapper } from '../../src/api/index.ts';
 import { isRunning, World } from './program.ts';
@@ -251,6 +252,24 @@ describe('in the foreground', () => {
     const { nbdTcp } = JSON.parse(await world.ok('dmkit', 'up', '--json'));
     expect(nbdTcp.host).toBe('127.0.0.1');
     expect(await world.ok('nbdinfo', '--size', `nbd://127.0.0.1:${nbdTcp.port}/dev`)).toBe(`${4 * MIB}\n`);
+  });
+});
+
+test('NBD over TCP is served with TLS when certificates are given', async () => {
+  const certificates = join(import.meta.dirname, '../fixtures/tls');
+  await world.ok('dmkit', 'fork', 'disk.img', 'dev');
+  await world.ok('dmkit', 'down');
+  const up = ['up', '--nbd-tcp', 'localhost:0', '--tls-certificates', certificates, '--json'];
+  const { nbdTcp } = JSON.parse(await world.ok('dmkit', ...up));
+  expect(nbdTcp.tls).toBe(true);
+  const address = `localhost:${nbdTcp.port}`;
+  const uri = `nbds://${address}/dev?tls-certificates=${certificates}`;
+  expect(await world.ok('nbdinfo', '--size', uri)).toBe(`${4 * MIB}\n`);
+  expect((await world.exec('nbdinfo', ['--size', `nbd://${address}/dev`])).status).not.toBe(0);
+  const without = await world.dmkit('up', '--nbd-tcp', address);
+  expect(without).toMatchObject({
+    status: 1,
+    stderr: expect.stringMatching(/runs already, with TCP port \d+ and TLS/),
   });
 });
 

@@ -1,6 +1,6 @@
 /** The client with the servers people use. Needs qemu-nbd and qemu-img (qemu-utils), nbdkit. */
 import { type ChildProcess, execFileSync, spawn } from 'node:child_process';
-import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { cpSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { connect } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -118,6 +118,16 @@ suite('a server with blocks of 4096 bytes', () =>
 suite('a server that cannot zero or trim', () =>
   nbdkit('--filter=nozero', '--filter=readahead', '--filter=nocache', 'memory', '8M'));
 
+const certificates = join(import.meta.dirname, '../fixtures/tls');
+const secure = (uri: string, directory = certificates) =>
+  `${uri.replace('nbd+', 'nbds+')}&tls-certificates=${directory}`;
+const nbdkitTls = (...words: string[]) =>
+  nbdkit('--tls=require', `--tls-certificates=${certificates}`, '--tls-verify-peer', ...words);
+suite('nbdkit over TLS', async () => {
+  const { uri, child } = await nbdkitTls('memory', '8M');
+  return { uri: secure(uri), child };
+});
+
 const open = async (uri: string, ...rest: [mode?: 'r' | 'rw', options?: { giveUpMs?: number }]) => {
   const device = await NbdDevice.open(uri, ...rest);
   onTestFinished(() => device.close());
@@ -174,6 +184,31 @@ describe('NbdDevice', () => {
     });
     rmSync(trigger);
     await device.write(bytes(0), Buffer.alloc(512), 0, 512);
+  });
+
+  it('speaks TLS with qemu-nbd', async () => {
+    const creds = `tls-creds-x509,id=tls,endpoint=server,dir=${certificates},verify-peer=yes`;
+    const { uri } = await qemuNbd(newImage('raw', '8M'), 'raw', '--object', creds, '--tls-creds=tls');
+    const device = await open(secure(uri));
+    await device.write(bytes(4096), Buffer.alloc(65536, 7), 0, 65536);
+    expect(await read(device, 4096, 65536)).toEqual(Buffer.alloc(65536, 7));
+    await device.flush();
+  });
+
+  it('is refused by a server whose authority did not sign its certificate, and refuses such a server', async () => {
+    const { uri } = await nbdkitTls('memory', '1M');
+    await expect(NbdDevice.open(secure(uri, join(certificates, 'stranger')))).rejects.toMatchObject({
+      code: 'NBD_TLS',
+    });
+    await expect(NbdDevice.open(uri)).rejects.toMatchObject({ code: 'NBD_TLS' });
+    const mixed = join(directory, 'mixed');
+    cpSync(join(certificates, 'stranger'), mixed, { recursive: true });
+    cpSync(join(certificates, 'ca-cert.pem'), join(mixed, 'ca-cert.pem'));
+    await expect(NbdDevice.open(secure(uri, mixed))).rejects.toMatchObject({ code: expect.stringMatching(/^NBD_/) });
+    await expect(NbdDevice.open(secure((await nbdkit('memory', '1M')).uri))).rejects.toMatchObject({
+      code: 'NBD_TLS',
+      errno: 'EOPNOTSUPP',
+    });
   });
 
   it('refuses a size that is no multiple of 512', async () => {

@@ -1,16 +1,18 @@
 /** The server with the clients people use. Needs nbdinfo and nbdcopy (libnbd-bin), qemu-img and qemu-io (qemu-utils), fio. */
-import { execFile } from 'node:child_process';
+import { execFile, spawn } from 'node:child_process';
 import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { promisify } from 'node:util';
-import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+import { afterAll, beforeAll, describe, expect, it, onTestFinished } from 'vitest';
 import type { BlockDevice } from '../../src/device/block-device.ts';
 import { FileDevice } from '../../src/device/file.ts';
 import { MemoryDevice } from '../../src/device/memory.ts';
+import { CMD } from '../../src/formats/nbd/constants.ts';
 import { NbdServer } from '../../src/services/nbd/server.ts';
+import { tlsDirectory } from '../../src/services/nbd/tls.ts';
 import { bytes } from '../../src/units.ts';
-import { delayed, FixedExports, filled, MiB, start } from '../unit/nbd-support.ts';
+import { delayed, FixedExports, filled, MiB, RawClient, start } from '../unit/nbd-support.ts';
 
 // Not synchronously: the server runs in this process.
 const execute = promisify(execFile);
@@ -19,6 +21,7 @@ async function run(program: string, ...words: string[]): Promise<string> {
   return stdout;
 }
 
+const dist = join(import.meta.dirname, '../../dist');
 const SIZE = 64 * MiB;
 const image = Buffer.alloc(SIZE);
 filled(8 * MiB).read(bytes(0), image, 16 * MiB, 8 * MiB);
@@ -264,5 +267,92 @@ describe('TCP', () => {
       await server.stop();
     }
     expect(readFileSync(back).equals(image)).toBe(true);
+  });
+});
+
+describe('TLS', () => {
+  const certificates = join(import.meta.dirname, '../fixtures/tls');
+  const strangers = join(certificates, 'stranger');
+  let server: NbdServer;
+  let port: number;
+  const secure = (directory = certificates) => `nbds://localhost:${port}/disk?tls-certificates=${directory}`;
+  const device = new MemoryDevice(SIZE);
+
+  beforeAll(async () => {
+    server = new NbdServer(new FixedExports({ disk: device }), { tls: tlsDirectory(certificates) });
+    port = await server.listenTcp({ port: 0 });
+  });
+  afterAll(() => server.stop());
+
+  it('is shown by nbdinfo', async () => {
+    const info = JSON.parse(await run('nbdinfo', '--json', secure()));
+    expect(info).toMatchObject({ protocol: 'newstyle-fixed', TLS: true, structured: true });
+    expect(info.exports[0]['export-size']).toBe(SIZE);
+  });
+
+  it('carries nbdcopy, over four connections, both ways', async () => {
+    const back = join(directory, 'back-tls');
+    await run('nbdcopy', '--connections=4', imagePath(), secure());
+    expect(contents(device).equals(image)).toBe(true);
+    await run('nbdcopy', secure(), back);
+    expect(readFileSync(back).equals(image)).toBe(true);
+  });
+
+  it('is demanded, with a certificate of the right authority', async () => {
+    await expect(run('nbdinfo', `nbd://localhost:${port}/disk`)).rejects.toThrow(/not supported|TLS/i);
+    await expect(run('nbdinfo', secure(strangers))).rejects.toThrow();
+  });
+
+  it('carries qemu-img', async () => {
+    const creds = (from: string) => `tls-creds-x509,id=tls,dir=${from},endpoint=client,verify-peer=yes`;
+    const disk = `driver=nbd,host=localhost,port=${port},export=disk,tls-creds=tls`;
+    const words = (from: string) => ['compare', '--object', creds(from), '--image-opts'];
+    const raw = `driver=raw,file.driver=file,file.filename=${imagePath()}`;
+    expect(await run('qemu-img', ...words(certificates), raw, disk)).toMatch(/identical/);
+    await expect(run('qemu-img', ...words(strangers), raw, disk)).rejects.toThrow();
+  });
+
+  it('is offered over a Unix socket, and not demanded', async () => {
+    const path = join(directory, 'tls.sock');
+    await server.listenUnix(path);
+    const words = ['--size', `nbds+unix:///disk?socket=${path}&tls-certificates=${certificates}`];
+    expect((await run('nbdinfo', ...words)).trim()).toBe(`${SIZE}`);
+    expect((await run('nbdinfo', '--size', `nbd+unix:///disk?socket=${path}`)).trim()).toBe(`${SIZE}`);
+  });
+});
+
+describe('256 clients that take memory and give none back', () => {
+  it('do not make the server grow beyond its bound, and others are served', async () => {
+    const script = `
+      import { MemoryDevice } from '${dist}/device/memory.js';
+      import { NbdServer } from '${dist}/services/nbd/server.js';
+      const device = new MemoryDevice(${64 * MiB});
+      const server = new NbdServer({
+        list: async () => [{ name: 'disk' }],
+        open: async () => ({ device, readOnly: false, close: async () => {} }),
+      });
+      await server.listenUnix(process.argv[1]);
+      console.log('ready');`;
+    const path = join(directory, 'hostile.sock');
+    const child = spawn(process.execPath, ['--input-type=module', '-e', script, path]);
+    onTestFinished(() => void child.kill('SIGKILL'));
+    await new Promise((resolve) => child.stdout.once('data', resolve));
+    const status = () => readFileSync(`/proc/${child.pid}/status`, 'utf8');
+    const peak = () => Number(/^VmHWM:\s+(\d+) kB/m.exec(status())?.[1]) * 1024;
+    const before = peak();
+    for (let i = 0; i < 250; i++) {
+      const client = await RawClient.go(path, 'disk');
+      client.reader.release();
+      if (i % 2 === 0) for (let k = 0; k < 3; k++) client.request(CMD.READ, 0, 32 * MiB, { cookie: k });
+      else client.request(CMD.WRITE, 0, 32 * MiB, { data: Buffer.alloc(256 * 1024) });
+    }
+    const good = await RawClient.go(path, 'disk');
+    for (let i = 0; i < 1000; i++) {
+      good.write(i * 4096, Buffer.alloc(4096, i));
+      expect((await good.reply()).error).toBe(0);
+    }
+    // 512 MiB, what each of 250 has for itself, and Node's own: without the bound, more than 4 GiB.
+    expect(peak() - before).toBeLessThan(900 * MiB);
+    expect(peak() - before).toBeGreaterThan(100 * MiB);
   });
 });
