@@ -87,7 +87,7 @@ test('says what a file holds', async () => {
     cow: { valid: true, chunkSize: 8192, exceptions: 0, problems: [] },
   });
   expect(await dm.inspect(image)).toMatchObject({ kind: 'unknown', blank: false, size: MIB });
-  await expect(dm.inspect(join(directory, 'none'))).rejects.toMatchObject({ errno: 'ENOENT' });
+  await expect(dm.inspect(join(directory, 'none'))).rejects.toMatchObject({ code: 'DEVICE_NOT_FOUND' });
 });
 
 test('refuses what lies beyond the device, and what was closed', async () => {
