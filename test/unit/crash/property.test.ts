@@ -4,7 +4,7 @@ import { prng } from '../../../src/lib/prng.ts';
 import { Stack, type StackOptions } from './stack.ts';
 import { type Mix, work } from './workload.ts';
 
-const SEEDS = Number(process.env.PROPERTY_SEEDS ?? 700);
+const SEEDS = Number(process.env.PROPERTY_SEEDS ?? 500);
 
 const MIX: Mix = {
   operations: 80,
