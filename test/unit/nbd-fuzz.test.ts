@@ -119,6 +119,8 @@ describe('a server that is told anything', () => {
     );
     while (server.connectionCount > 1) await new Promise((resolve) => setImmediate(resolve));
     expect(exports.opened.get('disk')).toBe(0);
+    // The neighbour's own, and nothing of those that went.
+    expect(server.heldBytes).toBeLessThan(280 * 1024);
     expect(log.filter((line) => /TypeError|RangeError|AssertionError/.test(line))).toEqual([]);
     process.off('unhandledRejection', onUnhandled);
     expect(unhandled).toEqual([]);

@@ -82,6 +82,7 @@ export class Memory {
       const first = this.#line.size === 0 || this.#line.values().next().value === share;
       if (!first || (this.#used > 0 && this.#used + more > this.#limit)) {
         this.#line.add(share);
+        share.waits = true;
         this.#timer ??= this.#watch();
         return false;
       }
@@ -91,7 +92,9 @@ export class Memory {
   }
 
   leaveLine(share: Share): void {
-    if (!this.#line.delete(share)) return;
+    if (!share.waits) return;
+    share.waits = false;
+    this.#line.delete(share);
     if (this.#line.size > 0) this.#planWake();
     else {
       clearTimeout(this.#timer);
@@ -133,6 +136,8 @@ const beyondOwn = (held: number) => Math.max(0, held - OWN_BYTES);
 export class Share {
   /** Bytes. */
   held = 0;
+  /** Stands in line. */
+  waits = false;
   /** The connection is gone; what it holds will be given back. */
   left = false;
   readonly holder: Holder;
@@ -147,7 +152,10 @@ export class Share {
 
   /** Whether a request that needs so many bytes may be taken now. If not, its holder is woken when it is worth a try. */
   admits(bytes: number): boolean {
-    return this.#memory.admits(this, bytes * this.#weight);
+    const more = bytes * this.#weight;
+    // What most requests of most connections come to.
+    if (!this.waits && this.held + more <= OWN_BYTES) return true;
+    return this.#memory.admits(this, more);
   }
 
   /** Counts what is held from now on, whether it was asked for or not. */
