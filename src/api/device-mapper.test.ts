@@ -59,6 +59,19 @@ test('serves what it has over a Unix socket and over TCP', async () => {
   }
 });
 
+test('serves over TLS when it has a certificate', async () => {
+  const certificates = join(import.meta.dirname, '../../test/fixtures/tls');
+  const tls = { cert: join(certificates, 'server-cert.pem'), key: join(certificates, 'server-key.pem') };
+  const { uri } = await dm.serve({ port: 0, tls });
+  await dm.fork(image, 'dev');
+  expect(uri('dev')).toMatch(/^nbds:/);
+  const client = await NbdDevice.open(`${uri('dev')}?tls-certificates=${certificates}&tls-hostname=localhost`);
+  const sector = Buffer.alloc(512);
+  await client.read(bytes(0), sector, 0, 512);
+  expect(sector.toString('latin1', 0, 8)).toBe('origin. ');
+  await client.close();
+});
+
 test('takes every call of the control interface', async () => {
   await dm.create('z', { uuid: 'U' });
   await dm.load({ name: 'z' }, [{ start: 0, length: 8, type: 'zero', args: '' }]);

@@ -5,6 +5,7 @@ import { controlSocket, type Directories, directories, nbdSocket, nbdUri } from 
 import { startDaemon } from '../services/daemon/start.ts';
 import type { ForkControl } from '../services/fork/fork-control.ts';
 import type { Inspection } from '../services/fork/inspect.ts';
+import type { TlsOptions } from '../services/nbd/tls.ts';
 import type { Disk } from './disk.ts';
 
 /** Of a mapper in this process. */
@@ -20,10 +21,13 @@ export interface ConnectOptions extends Partial<Directories> {
 }
 
 /**
- * A Unix socket of mode 0600, or TCP without any access control: loopback and NBD's own port 10809 unless given, port 0
- * takes a free one.
+ * A Unix socket of mode 0600, or TCP: loopback and NBD's own port 10809 unless given, port 0 takes a free one. TCP has no
+ * access control but what `tls` demands.
  */
-export type ServeOptions = ({ socket: string } | { host?: string; port?: number }) & { log?: (line: string) => void };
+export type ServeOptions = ({ socket: string } | { host?: string; port?: number }) & {
+  log?: (line: string) => void;
+  tls?: TlsOptions;
+};
 
 /** Where devices are served now. */
 export interface Served {

@@ -49,3 +49,4 @@ export async function inspectFile(
 ): Promise<import('../services/fork/inspect.ts').Inspection> {
   return (await import('../services/fork/inspect.ts')).inspectFile(path, options);
 }
+export type { TlsOptions } from '../services/nbd/tls.ts';

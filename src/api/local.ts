@@ -55,8 +55,8 @@ export function openLocal({ major }: OpenOptions): DeviceMapper {
       return diskOf(open.device, () => open.close());
     },
 
-    async serve({ log, ...where }) {
-      const server = new NbdServer(new MapperExports(mapper), { log });
+    async serve({ log, tls, ...where }) {
+      const server = new NbdServer(new MapperExports(mapper), { log, tls });
       if ('socket' in where) {
         const path = resolve(where.socket);
         await server.listenUnix(path);
@@ -67,7 +67,7 @@ export function openLocal({ major }: OpenOptions): DeviceMapper {
       const { host = '127.0.0.1' } = where;
       const port = await server.listenTcp({ host, port: where.port });
       servers.push(server);
-      return { port, uri: (name) => printNbdUri({ kind: 'tcp', host, port, exportName: name }) };
+      return { port, uri: (name) => printNbdUri({ kind: 'tcp', host, port, exportName: name, tls: tls && {} }) };
     },
 
     async close() {
