@@ -45,7 +45,13 @@ function processIo(): ShortIo {
 
 export function start(): void {
   // A reader that has had enough (`dmkit ls | head -1`) is no failure of ours.
-  process.stdout.on('error', (error: NodeJS.ErrnoException) => process.exit(error.code === 'EPIPE' ? 0 : 1));
+  process.stdout.on('error', (error: NodeJS.ErrnoException) => {
+    if (error.code === 'EPIPE') process.exit(0);
+    process.stderr.write(`${basename(process.argv[1])}: Cannot write the output: ${error.message}\n`);
+    process.exit(1);
+  });
+  // Whoever read it has gone, or its disk is full: that costs the lines, not a daemon's devices.
+  process.stderr.on('error', () => {});
   run(basename(process.argv[1]), process.argv.slice(2), processIo()).then(
     (status) => {
       process.exitCode = status;

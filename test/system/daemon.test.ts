@@ -4,7 +4,7 @@ import { connect } from 'node:net';
 import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import { DeviceMapper } from '../../src/api/index.ts';
-import { isRunning, World } from './program.ts';
+import { isRunning, PROGRAM, World } from './program.ts';
 
 const MIB = 1024 * 1024;
 let world: World;
@@ -212,6 +212,16 @@ describe('a second instance', () => {
 });
 
 describe('in the foreground', () => {
+  test('goes on when nobody reads its log any more', async () => {
+    const { child, ended } = await world.foreground();
+    await world.ok('dmkit', 'fork', 'disk.img', 'dev');
+    child.stderr?.destroy();
+    process.kill(world.pid, 'SIGTERM');
+    expect(await ended).toBe(0);
+    const { status, stderr } = await world.exec('sh', ['-c', `'${PROGRAM}' ls > /dev/full`]);
+    expect([status, stderr]).toEqual([1, expect.stringContaining('dmkit: Cannot write the output: ENOSPC')]);
+  });
+
   test.each(['SIGTERM', 'SIGINT'] as const)(
     '%s ends it in order: everything written is on disk, status 0, no sockets',
     async (signal) => {

@@ -59,7 +59,7 @@ function post(socketPath: string, call: CallName, body: unknown, signal?: AbortS
 function connectionError(error: Error, socketPath: string, call: string): DmError {
   const { code, syscall } = error as NodeJS.ErrnoException;
   if (error.name === 'AbortError') return new DmError('INTERRUPTED', 'EINTR', `The call ${call} was interrupted`);
-  if (syscall === 'connect' && (code === 'ENOENT' || code === 'ECONNREFUSED'))
+  if (syscall === 'connect' && (code === 'ENOENT' || code === 'ENOTDIR' || code === 'ECONNREFUSED'))
     return new DmError('DAEMON_DOWN', 'ECONNREFUSED', `No daemon listens on ${socketPath}`, {
       hint: 'start it: dmkit up',
       cause: error,

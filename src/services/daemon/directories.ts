@@ -1,7 +1,7 @@
 /** Where the daemon's sockets and its state live, and who may look there. */
 import { mkdirSync, statSync } from 'node:fs';
 import { homedir, tmpdir } from 'node:os';
-import { join, resolve } from 'node:path';
+import { dirname, join, resolve } from 'node:path';
 import { DmError, fromSystem } from '../../errors.ts';
 import { printNbdUri } from '../../formats/nbd/uri.ts';
 
@@ -37,7 +37,7 @@ export function directories(env: Environment = process.env, uid = ownUid()): Dir
  */
 export function ensurePrivateDirectory(path: string): void {
   try {
-    mkdirSync(path, { recursive: true, mode: 0o700 });
+    makeDirectory(path);
     const found = statSync(path);
     if (process.getuid !== undefined && found.uid !== process.getuid())
       throw new DmError('DIRECTORY_NOT_OURS', 'EPERM', `Cannot use ${path}: it belongs to user ${found.uid}`, {
@@ -49,6 +49,19 @@ export function ensurePrivateDirectory(path: string): void {
       });
   } catch (error) {
     throw fromSystem(error, `Cannot make the directory ${path}`);
+  }
+}
+
+/** With those above it. `recursive` of mkdirSync never comes back where the system answers ENOENT, as in /proc. */
+function makeDirectory(path: string, mayLackParent = true): void {
+  try {
+    mkdirSync(path, { mode: 0o700 });
+  } catch (error) {
+    const { code } = error as NodeJS.ErrnoException;
+    if (code === 'EEXIST' && statSync(path).isDirectory()) return;
+    if (code !== 'ENOENT' || !mayLackParent) throw error;
+    makeDirectory(dirname(path));
+    makeDirectory(path, false);
   }
 }
 

@@ -53,6 +53,10 @@ describe('the directories', () => {
     writeFileSync(join(directory, 'file'), '');
     expect(() => ensurePrivateDirectory(join(directory, 'file'))).toThrow(/Cannot make the directory .*file: /);
   });
+
+  test('are refused at once where none can be made', () => {
+    expect(() => ensurePrivateDirectory('/proc/dmkit/x')).toThrow(/Cannot make the directory \/proc\/dmkit\/x: /);
+  });
 });
 
 describe.each([
