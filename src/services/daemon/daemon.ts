@@ -14,9 +14,8 @@ import { setTimeout as delay } from 'node:timers/promises';
 import { Disks } from '../../device/open.ts';
 import { DmError } from '../../errors.ts';
 import { Mapper } from '../../mapper/mapper.ts';
-import type { SavedDevice } from '../../mapper/saved-device.ts';
 import { Attachments } from '../attach/attachments.ts';
-import { type ForkRecord, Forks } from '../fork/forks.ts';
+import { Forks } from '../fork/forks.ts';
 import { NbdServer } from '../nbd/server.ts';
 import { tlsDirectory } from '../nbd/tls.ts';
 import { CALLS, type CallName } from './calls.ts';
@@ -26,6 +25,7 @@ import { controlSocket, type Directories, ensurePrivateDirectory, nbdSocket, nbd
 import { AlreadyRunning, type InstanceLock, lockInstance } from './instance-lock.ts';
 import { MapperExports } from './mapper-exports.ts';
 import { unlinkSocket } from './private-socket.ts';
+import { type State, stateFault } from './state.ts';
 import { StateFile } from './state-file.ts';
 
 export interface DaemonOptions extends Directories {
@@ -36,12 +36,6 @@ export interface DaemonOptions extends Directories {
   /** Directory for NBD over TLS (docs/nbd.md); without it there is no access control over TCP. */
   tlsCertificates?: string;
   log(line: string): void;
-}
-
-export interface State {
-  major: number;
-  devices: SavedDevice[];
-  forks: ForkRecord[];
 }
 
 /** How long calls and connections may take to end before the devices are closed all the same. */
@@ -80,8 +74,8 @@ export class Daemon {
       if (options.state !== options.run) locks.push(lockState(options));
       const file = new StateFile<State>(options.state);
       const state = (await file.load()) ?? { major: freeMajor(), devices: [], forks: [] };
-      if (!Number.isInteger(state.major) || !Array.isArray(state.devices) || !Array.isArray(state.forks))
-        throw file.corrupt('it has no list of devices');
+      const fault = stateFault(state);
+      if (fault !== undefined) throw file.corrupt(fault);
       const daemon = new Daemon(options, locks, file, state);
       await daemon.#begin(state);
       return daemon;
@@ -99,7 +93,12 @@ export class Daemon {
     const save = () => this.#save();
     const socket = nbdSocket(options.run);
     this.#mapper = new Mapper({ major: state.major, opener: new Disks(), onChange: save });
-    this.#forks = new Forks({ mapper: this.#mapper, records: state.forks, save, uri: (name) => nbdUri(socket, name) });
+    this.#forks = new Forks({
+      mapper: this.#mapper,
+      records: state.forks,
+      save: () => this.#saveNow(),
+      uri: (name) => nbdUri(socket, name),
+    });
     this.#attachments = new Attachments({
       directory: options.run,
       nbdSocket: socket,
@@ -117,8 +116,10 @@ export class Daemon {
 
   async #begin(state: State): Promise<void> {
     const { log, run, nbdTcp, tlsCertificates, version } = this.#options;
-    await this.#mapper.restore(state.devices);
     try {
+      await this.#mapper.restore(state.devices).catch((error: Error) => {
+        throw this.#file.corrupt(error.message);
+      });
       for (const line of await this.#forks.recover(state.devices)) log(line);
       for (const { name, note } of await this.#mapper.list()) if (note) log(`${name}: ${note}`);
       await this.#save();
@@ -169,13 +170,18 @@ export class Daemon {
   }
 
   /** A failure is told to whoever asks for the status, and tried again at the next change: the devices go on. */
-  async #save(): Promise<void> {
+  #save(): Promise<void> {
+    return this.#saveNow().catch(() => {});
+  }
+
+  async #saveNow(): Promise<void> {
     try {
       await this.#file.save(() => this.#state());
       this.#fault = undefined;
     } catch (error) {
       this.#fault = (error as Error).message;
       this.#options.log(this.#fault);
+      throw error;
     }
   }
 

@@ -58,7 +58,7 @@ interface CowFile {
 export interface ForksOptions {
   mapper: Mapper;
   records?: ForkRecord[];
-  /** The records have changed; settles when they are durable. */
+  /** The records have changed; settles when they are durable, rejects when they cannot be. */
   save?(): Promise<void>;
   /** The NBD URI of a device; absent where none is served. */
   uri?(name: string): string | undefined;
@@ -234,6 +234,8 @@ export class Forks implements ForkControl {
       throw this.#nameTaken(error, name);
     }
     try {
+      // What would not survive a restart is not begun.
+      await this.#save();
       cow = await this.#cow(path, size, wanted, options);
       record.cow = cow.path;
       record.owned = cow.made;

@@ -1,0 +1,91 @@
+import { mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { afterEach, beforeEach, describe, expect, test } from 'vitest';
+import { controlClient } from './control-client.ts';
+import { Daemon } from './daemon.ts';
+import { controlSocket } from './directories.ts';
+
+let directory: string;
+let run: string;
+let state: string;
+let daemon: Daemon | undefined;
+
+beforeEach(() => {
+  directory = mkdtempSync(join(tmpdir(), 'dmkit-daemon-'));
+  run = join(directory, 'run');
+  state = join(directory, 'state');
+});
+
+afterEach(async () => {
+  await daemon?.end();
+  await daemon?.closeControl();
+  daemon = undefined;
+  rmSync(directory, { recursive: true });
+});
+
+async function start() {
+  daemon = await Daemon.start({ run, state, version: '0', log: () => {} });
+  return controlClient(controlSocket(run));
+}
+
+describe('a state file that is JSON but', () => {
+  test.each([
+    ['has no list of devices', 5, /major/],
+    ['has a major number that is none', { major: 1e9, devices: [], forks: [] }, /major number is 1000000000/],
+    ['has no devices', { major: 252, forks: [] }, /no list of devices/],
+    ['has no forks', { major: 252, devices: [] }, /no list of forks/],
+    ['has a device that is null', { major: 252, devices: [null], forks: [] }, /device 0 in it is null/],
+    ['has an empty device', { major: 252, devices: [{}], forks: [] }, /device 0 in it is {}/],
+    [
+      'has a table without arguments',
+      {
+        major: 252,
+        devices: [{ name: 'a', uuid: '', minor: 0, table: [{ start: 0, length: 8, type: 'zero' }] }],
+        forks: [],
+      },
+      /device 0 in it is {"name":"a"/,
+    ],
+    [
+      'has two devices with one number',
+      {
+        major: 252,
+        devices: [
+          { name: 'a', uuid: '', minor: 0 },
+          { name: 'b', uuid: '', minor: 0 },
+        ],
+        forks: [],
+      },
+      /Cannot take the minor 0/,
+    ],
+    ['has a fork that is null', { major: 252, devices: [], forks: [null] }, /fork 0 in it is null/],
+  ])('%s is refused with what to do, and stays as it is', async (_what, content, why) => {
+    mkdirSync(state, { mode: 0o700 });
+    const text = JSON.stringify({ version: 1, state: content });
+    writeFileSync(join(state, 'state.json'), text);
+    await expect(start()).rejects.toMatchObject({
+      code: 'STATE_CORRUPT',
+      message: expect.stringMatching(why),
+      hint: expect.stringContaining('state.json.bad'),
+    });
+    expect(readFileSync(join(state, 'state.json'), 'utf8')).toBe(text);
+    // The locks are given back.
+    rmSync(join(state, 'state.json'));
+    await start();
+  });
+});
+
+test('a fork is not begun when the state cannot be saved, as a crash would lose it', async () => {
+  const client = await start();
+  const image = join(directory, 'disk.img');
+  writeFileSync(image, Buffer.alloc(65536));
+  mkdirSync(join(state, 'state.json.new'));
+  await expect(client.fork(image, 'dev')).rejects.toMatchObject({
+    message: expect.stringContaining('Cannot save the tables'),
+  });
+  expect(await client.volumes()).toEqual([]);
+  expect(readdirSync(directory).sort()).toEqual(['disk.img', 'run', 'state']);
+  rmSync(join(state, 'state.json.new'), { recursive: true });
+  await client.fork(image, 'dev');
+  expect((await client.daemon()).fault).toBeUndefined();
+});

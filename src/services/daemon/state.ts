@@ -1,0 +1,49 @@
+import type { SavedDevice } from '../../mapper/saved-device.ts';
+import type { ForkRecord } from '../fork/forks.ts';
+
+/** What the daemon keeps over a restart. */
+export interface State {
+  major: number;
+  devices: SavedDevice[];
+  forks: ForkRecord[];
+}
+
+/** Linux keeps major numbers in 12 bits. */
+const MAJOR_MAX = 4095;
+
+type Fields = Record<string, unknown>;
+
+/** Why this cannot be such a state, in words; undefined if it can. The file may have been edited, or damaged. */
+export function stateFault(state: unknown): string | undefined {
+  const { major, devices, forks } = fields(state);
+  if (!Number.isInteger(major) || (major as number) < 1 || (major as number) > MAJOR_MAX)
+    return `its major number is ${JSON.stringify(major)}`;
+  if (!Array.isArray(devices)) return 'it has no list of devices';
+  if (!Array.isArray(forks)) return 'it has no list of forks';
+  for (const [index, device] of devices.entries())
+    if (!isDevice(fields(device))) return `device ${index} in it is ${shortened(device)}`;
+  for (const [index, fork] of forks.entries())
+    if (!isFork(fields(fork))) return `fork ${index} in it is ${shortened(fork)}`;
+}
+
+const isDevice = ({ name, uuid, minor, table }: Fields) =>
+  isText(name) && isText(uuid) && Number.isInteger(minor) && (table === undefined || isTable(table));
+
+const isTable = (table: unknown) =>
+  Array.isArray(table) &&
+  table
+    .map(fields)
+    .every(({ start, length, type, args }) => isSector(start) && isSector(length) && isText(type) && isText(args));
+
+const isFork = ({ uuid, role, image, cow }: Fields) =>
+  isText(uuid) && (role === 'fork' || role === 'origin') && isText(image) && (cow === undefined || isText(cow));
+
+const isText = (value: unknown) => typeof value === 'string';
+const isSector = (value: unknown) => typeof value === 'number' && value >= 0;
+
+const fields = (value: unknown): Fields => (typeof value === 'object' && value !== null ? (value as Fields) : {});
+
+const shortened = (value: unknown) => {
+  const text = JSON.stringify(value);
+  return text.length > 100 ? `${text.slice(0, 100)}…` : text;
+};
