@@ -15,7 +15,8 @@ import { COMMANDS } from './short/commands.ts';
 /** 0: done. 1: failed. 2: the command line is wrong. `program`: the name we were called by. */
 export async function run(program: string, argv: readonly string[], io: ShortIo): Promise<number> {
   if (program === 'dmsetup' || program === 'devmap_name' || program === 'dmstats') return runDmsetup(program, argv, io);
-  const [name, ...rest] = argv;
+  // `dmkit help fork` is `dmkit fork --help`.
+  const [name, ...rest] = argv[0] === 'help' && argv[1] !== undefined ? [argv[1], '--help'] : argv;
   if (name !== undefined && isDmsetup(name)) return runDmsetup(name, rest, io);
   if (name === undefined || name === 'help' || name === '--help' || name === '-h') {
     (name === undefined ? io.stderr : io.stdout).write(overview());

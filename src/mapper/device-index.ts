@@ -117,14 +117,15 @@ function describe(ref: DeviceRef): string {
 
 function checkName(name: string): void {
   const reserved = name === '' || name === '.' || name === '..' || name === 'control';
-  if (reserved || /[/\0]/.test(name) || Buffer.byteLength(name) > NAME_BYTES_MAX)
+  // Half a surrogate pair has no UTF-8: such a name could never be printed, nor typed.
+  if (reserved || /[/\0\p{Surrogate}]/u.test(name) || Buffer.byteLength(name) > NAME_BYTES_MAX)
     throw new DmError('NAME_INVALID', 'EINVAL', `Cannot name a mapped device "${name}"`, {
-      hint: `1 to ${NAME_BYTES_MAX} bytes, without "/", and neither ".", ".." nor "control"`,
+      hint: `1 to ${NAME_BYTES_MAX} bytes of text, without "/", and neither ".", ".." nor "control"`,
     });
 }
 
 function checkUuid(uuid: string): void {
-  if (Buffer.byteLength(uuid) > UUID_BYTES_MAX || uuid.includes('\0'))
+  if (Buffer.byteLength(uuid) > UUID_BYTES_MAX || /[\0\p{Surrogate}]/u.test(uuid))
     throw new DmError('UUID_INVALID', 'EINVAL', `Cannot take the uuid "${uuid}": at most ${UUID_BYTES_MAX} bytes`);
 }
 

@@ -129,6 +129,12 @@ describe('a wrong command line ends with status 2', () => {
   });
 });
 
+test('help for a command is what the command says of itself', async () => {
+  const help = await dmkit('fork', '--help');
+  expect(help.stdout).toContain('usage: dmkit fork');
+  expect(await dmkit('help', 'fork')).toEqual(help);
+});
+
 test('a failure tells what to do, and ends with status 1', async () => {
   expect(await dmkit('uri', 'none')).toEqual({
     status: 1,

@@ -89,3 +89,24 @@ test('a fork is not begun when the state cannot be saved, as a crash would lose 
   await client.fork(image, 'dev');
   expect((await client.daemon()).fault).toBeUndefined();
 });
+
+test('no device is made and no table made live that could not be saved; what is there goes on', async () => {
+  const client = await start();
+  const zero = [{ start: 0, length: 8, type: 'zero', args: '' }];
+  const a = { name: 'a' };
+  await client.create('a');
+  await client.load(a, zero);
+  await client.resume(a);
+  mkdirSync(join(state, 'state.json.new'));
+  const refused = { message: expect.stringContaining('Cannot save the tables') };
+  await expect(client.create('b')).rejects.toMatchObject(refused);
+  await client.load(a, [{ ...zero[0], length: 16 }]);
+  await expect(client.resume(a)).rejects.toMatchObject(refused);
+  await client.clear(a);
+  await client.suspend(a);
+  await client.resume(a);
+  expect((await client.list()).map(({ name, size }) => [name, size])).toEqual([['a', 4096]]);
+  rmSync(join(state, 'state.json.new'), { recursive: true });
+  await client.create('b');
+  expect(await client.list()).toHaveLength(2);
+});

@@ -226,10 +226,18 @@ export class Daemon {
     const forks = this.#forks;
     const attachments = this.#attachments;
     const special: Partial<Handlers> = {
+      // Nothing is begun that a crash would lose.
+      create: async ([name, options]) => {
+        await this.#file.probe(() => this.#state());
+        return this.#mapper.create(name as string, options as object);
+      },
       // These can block for long; they end when the client goes.
       wait: ([device, event], signal) => this.#mapper.wait(device as never, event as number, signal),
       suspend: ([device, options], signal) => this.#mapper.suspend(device as never, { ...(options as object), signal }),
-      resume: ([device, options], signal) => this.#mapper.resume(device as never, { ...(options as object), signal }),
+      resume: async ([device, options], signal) => {
+        if ((await this.#mapper.info(device as never)).inactive) await this.#file.probe(() => this.#state());
+        return this.#mapper.resume(device as never, { ...(options as object), signal });
+      },
       remove: ([device, options]) => this.#naming(device, this.#mapper.remove(device as never, options as object)),
       fork: ([image, name, options]) => forks.fork(image as string, name as string, options as object),
       volumes: () => this.#volumes(),

@@ -79,6 +79,12 @@ export class StateFile<T> {
     return next.done;
   }
 
+  /** As `save`, and shows that it can be saved: something is written even when nothing changed. */
+  probe(content: Content<T>): Promise<void> {
+    this.#written = '';
+    return this.save(content);
+  }
+
   #begin(content: Content<T>): Promise<void> {
     const running = this.#write(content);
     const ended = () => {
