@@ -144,13 +144,13 @@ export const mutants = [
   {
     guard: 'writers of a chunk wait for its copy',
     file: exceptions,
-    find: 'const before = this.#pending.get(old) ?? (',
+    find: 'const before = this.#copies.of(old) ?? (',
     replace: 'const before = undefined ?? (',
   },
   {
     guard: 'a partial write keeps the rest of the chunk',
-    file: exceptions,
-    find: 'wait = this.origin.read(bytes(old * size), own, 0, length);\n',
+    file: 'src/targets/snapshot/copies.ts',
+    find: 'wait = this.#origin.read(bytes(old * size), own, 0, length);\n',
     replace: '',
   },
   {

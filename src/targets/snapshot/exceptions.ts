@@ -20,19 +20,12 @@ import { every, Parts } from '../../lib/parts.ts';
 import type { Commit, ExceptionStore } from '../../stores/exception/store.ts';
 import { bytes } from '../../units.ts';
 import { BackgroundCommit } from './background-commit.ts';
+import { Copies } from './copies.ts';
 import { changedExtents, imageExtents, runEnd } from './image.ts';
 import { TrackedReads } from './tracked-reads.ts';
 
-/** Copies that one snapshot has running before further ones wait: the kernel's `snapshot_cow_threshold`, by default. */
-const THRESHOLD = 2048;
-/** And in bytes, since each holds a buffer. */
-const THRESHOLD_BYTES = 64 * 1024 * 1024;
-/** Chunks that lie side by side are copied together up to this. */
-const COPY_BYTES = 1024 * 1024;
 /** Stretches zeroed before other requests get their turn. */
 const ZERO_RUNS = 256;
-/** Buffers of one chunk that are kept for the next copies. */
-const SPARE_MAX = 64;
 
 export class Exceptions {
   readonly store: ExceptionStore;
@@ -44,16 +37,10 @@ export class Exceptions {
   overflows = false;
   /** Called once when the store becomes invalid. */
   onInvalid: () => void = () => {};
-  /** Copies that may run at once. */
-  threshold: number;
 
   #chunkBytes: number;
-  /** Old chunks whose data is on its way to the COW device; the promise never rejects. */
-  #pending = new Map<number, Promise<void>>();
+  #copies: Copies;
   #reads = new TrackedReads();
-  #copies = 0;
-  #throttled: (() => void)[] = [];
-  #buffers: Uint8Array[] = [];
   #background: BackgroundCommit;
   /** Since the store became invalid under this object. */
   #marking: Promise<void> | undefined;
@@ -69,9 +56,9 @@ export class Exceptions {
     this.origin = origin;
     this.cow = cow;
     this.#chunkBytes = store.layout.chunkBytes;
+    this.#copies = new Copies(origin, cow, this.#chunkBytes);
     this.#background = new BackgroundCommit(store, () => this.#becomeInvalid());
     this.#marked = !store.valid;
-    this.threshold = Math.max(1, Math.min(THRESHOLD, Math.floor(THRESHOLD_BYTES / this.#chunkBytes)));
   }
 
   get chunkBytes(): number {
@@ -229,14 +216,14 @@ export class Exceptions {
     let upTo = -1;
     for (let old = Math.floor(at / size); old <= last; ) {
       const newChunk = this.store.lookup(old);
-      let wait: Maybe = this.#pending.get(old);
+      let wait: Maybe = this.#copies.of(old);
       if (newChunk >= 0) {
         if (newChunk >= this.store.durableBelow && newChunk > upTo) upTo = newChunk;
         wait = this.#reads.on(old, old);
         old++;
       } else if (wait) old++;
-      else if (this.#copies >= this.threshold) {
-        (waits ??= []).push(this.#room());
+      else if (this.#copies.full) {
+        (waits ??= []).push(this.#copies.room());
         break;
       } else if (old * size >= this.origin.size) break;
       else {
@@ -263,7 +250,7 @@ export class Exceptions {
    */
   async drain(): Promise<void> {
     this.#background.cancel();
-    await every([...this.#pending.values()]);
+    await this.#copies.ended();
     await this.#reads.ended();
     const result = this.store.valid ? await this.store.commit(this.store.lastSettled) : 'invalid';
     if (result === 'full') throw this.#fullError();
@@ -349,7 +336,7 @@ export class Exceptions {
     mayUnmap = true,
   ): Maybe {
     const size = this.#chunkBytes;
-    const before = this.#pending.get(old) ?? (this.#copies >= this.threshold ? this.#room() : undefined);
+    const before = this.#copies.of(old) ?? (this.#copies.full ? this.#copies.room() : undefined);
     if (before)
       return before.then(() =>
         from
@@ -362,40 +349,26 @@ export class Exceptions {
       throw ioError(`Cannot write ${count} bytes at ${old * size + offset}: the origin ${this.origin.name} shrank`);
     const newChunk = this.store.allocate(old);
     if (newChunk < 0) throw this.#overflow();
-    const to = bytes(newChunk * size);
-    let buffer: Uint8Array | undefined;
     let wait: Maybe;
     try {
-      if (count === size)
-        wait = from ? this.cow.write(to, from, start, size) : this.cow.writeZeroes(to, size, mayUnmap);
-      else {
-        // Overlaid, so that the chunk is written once.
-        buffer = this.#take(size);
-        const own = buffer;
-        const overlay = () => {
-          if (from) own.set(from.subarray(start, start + count), offset);
-          else own.fill(0, offset, offset + count);
-          return this.cow.write(to, own, 0, length);
-        };
-        wait = this.origin.read(bytes(old * size), own, 0, length);
-        wait = wait ? wait.then(overlay) : overlay();
-      }
+      if (count < size) wait = this.#copies.overlay(old, newChunk, length, offset, from, start, count);
+      else if (from) wait = this.cow.write(bytes(newChunk * size), from, start, size);
+      else wait = this.cow.writeZeroes(bytes(newChunk * size), size, mayUnmap);
     } catch (error) {
       wait = Promise.reject(error);
     }
-    if (wait) return this.#whenWritten(old, newChunk, 1, wait, buffer);
-    if (buffer) this.#give(buffer);
+    if (wait) return this.#whenWritten(old, newChunk, 1, wait);
     this.#settle(newChunk);
     return this.#reads.on(old, old);
   }
 
   /** Extends an allocation of `from` for `old` over the chunks up to `last` that need and get a place right behind it. */
   #allocateRun(old: number, from: number, last: number): number {
-    const most = Math.min(last - old + 1, this.threshold - this.#copies, Math.floor(COPY_BYTES / this.#chunkBytes));
+    const most = Math.min(last - old + 1, this.#copies.longest);
     let count = 1;
     while (count < most) {
       const next = old + count;
-      if (this.store.lookup(next) >= 0 || this.#pending.has(next)) break;
+      if (this.store.lookup(next) >= 0 || this.#copies.of(next)) break;
       const to = this.store.allocate(next);
       if (to < 0) break;
       if (to !== from + count) {
@@ -409,42 +382,29 @@ export class Exceptions {
 
   /** Copies `count` chunks out of the origin. Never rejects: a copy that fails costs the snapshot. */
   #copyRun(old: number, newChunk: number, count: number): Maybe {
-    const size = this.#chunkBytes;
-    const length = Math.min(count * size, this.origin.size - old * size);
-    const buffer = this.#take(Math.max(size, length));
-    const to = bytes(newChunk * size);
     let wait: Maybe;
     try {
-      wait = this.origin.read(bytes(old * size), buffer, 0, length);
-      wait = wait ? wait.then(() => this.cow.write(to, buffer, 0, length)) : this.cow.write(to, buffer, 0, length);
+      wait = this.#copies.copy(old, newChunk, count);
     } catch (error) {
       wait = Promise.reject(error);
     }
-    if (wait) return this.#whenWritten(old, newChunk, count, wait, buffer).catch(() => this.#becomeInvalid());
-    this.#give(buffer);
+    if (wait) return this.#whenWritten(old, newChunk, count, wait).catch(() => this.#becomeInvalid());
     for (let i = 0; i < count; i++) this.#settle(newChunk + i);
     return this.#reads.on(old, old + count - 1);
   }
 
   /** Settles `count` exceptions once `wait` has put their data on the COW device, and keeps others waiting until then. */
-  #whenWritten(old: number, newChunk: number, count: number, wait: Promise<void>, buffer?: Uint8Array): Promise<void> {
-    this.#copies += count;
-    const finish = (ok: boolean) => {
-      if (buffer) this.#give(buffer);
-      this.#copies -= count;
-      for (let i = 0; i < count; i++) this.#pending.delete(old + i);
-      // Last first: given up in that order, the chunks can be allocated again.
-      for (let i = count - 1; i >= 0; i--) if (!ok) this.store.settle(newChunk + i, false);
-      for (let i = 0; i < count; i++) if (ok) this.#settle(newChunk + i);
-      for (const go of this.#throttled.splice(0)) go();
-    };
+  #whenWritten(old: number, newChunk: number, count: number, wait: Promise<void>): Promise<void> {
     const done = wait.then(
       () => {
-        finish(true);
+        this.#copies.end(old, count);
+        for (let i = 0; i < count; i++) this.#settle(newChunk + i);
         return this.store.valid ? this.#reads.on(old, old + count - 1) : Promise.reject(this.#invalidError('write'));
       },
       async (error) => {
-        finish(false);
+        this.#copies.end(old, count);
+        // Last first: given up in that order, the chunks can be allocated again.
+        for (let i = count - 1; i >= 0; i--) this.store.settle(newChunk + i, false);
         if (error instanceof DmError && error.errno === 'ENOSPC') throw this.#fullError();
         await this.#becomeInvalid();
         throw new DmError(
@@ -455,11 +415,7 @@ export class Exceptions {
         );
       },
     );
-    const ended = done.then(
-      () => {},
-      () => {},
-    );
-    for (let i = 0; i < count; i++) this.#pending.set(old + i, ended);
+    this.#copies.begin(old, count, done);
     return done;
   }
 
@@ -491,18 +447,5 @@ export class Exceptions {
       this.onInvalid();
     }
     return this.#marking;
-  }
-
-  #room(): Promise<void> {
-    return new Promise((go) => this.#throttled.push(go));
-  }
-
-  #take(length: number): Uint8Array {
-    if (length !== this.#chunkBytes) return new Uint8Array(length);
-    return this.#buffers.pop() ?? new Uint8Array(length);
-  }
-
-  #give(buffer: Uint8Array): void {
-    if (buffer.length === this.#chunkBytes && this.#buffers.length < SPARE_MAX) this.#buffers.push(buffer);
   }
 }
