@@ -20,27 +20,21 @@ import type { BlockDevice, Maybe } from '../../device/block-device.ts';
 import { DmError, FormatError } from '../../errors.ts';
 import {
   areaChunk,
-  chunkSizeFault,
   chunksFor,
   diskException,
-  diskHeader,
   eachException,
   headerOf,
   isMetadata,
   type Layout,
   layoutOf,
-  MAGIC,
   MAX_CHUNK,
   nextData,
   setException,
-  VERSION,
 } from '../../formats/exception-store.ts';
 import { ChunkMap } from '../../lib/chunk-map.ts';
 import { type Bytes, bytes, SECTOR, type Sector, sector, toSectors } from '../../units.ts';
+import { CUT_SHORT, readHeader } from './header.ts';
 import type { Commit, ExceptionStore, Usage } from './store.ts';
-
-/** The kernel's default: 16 KiB. */
-export const DEFAULT_CHUNK = sector(32);
 
 /** Areas read at once when a store is opened, bounded in bytes too. */
 const READ_AHEAD = 12;
@@ -48,8 +42,6 @@ const READ_AHEAD_BYTES = 4 * 1024 * 1024;
 
 /** Committed entries at the front of the queue that are not worth moving the rest for. */
 const QUEUE_SPENT_MAX = 4096;
-
-const CUT_SHORT = 'the device was cut short: give it its old size back; `dmkit inspect` says what is there';
 
 interface Waiter {
   upTo: number;
@@ -406,63 +398,6 @@ interface Allocation {
   oldChunk: number;
   newChunk: number;
   state: 'open' | 'settled' | 'dropped';
-}
-
-/**
- * What the first chunk of a COW device says. `blank`: no store yet; `layout` is then what one made with `chunkSize`
- * (0: the default) would have. Throws as `PersistentStore.open` does; writes nothing.
- */
-export async function readHeader(
-  cow: BlockDevice,
-  chunkSize: Sector,
-  originBlockSize = SECTOR,
-): Promise<{ state: 'blank' | 'invalid' | 'valid'; layout: Layout }> {
-  const supplied = chunkSize || (Math.max(DEFAULT_CHUNK, cow.blockSize / SECTOR) as Sector);
-  const head = new Uint8Array(SECTOR);
-  if (cow.size < head.length)
-    throw new FormatError(
-      'COW_TOO_SMALL',
-      'EIO',
-      `Cannot read an exception store on ${cow.name}: it has only ${cow.size} bytes`,
-    );
-  await cow.read(bytes(0), head, 0, head.length);
-  const header = diskHeader.get(new DataView(head.buffer), 0);
-  if (header.magic === 0) return { state: 'blank', layout: layoutOf(supplied) };
-  if (header.magic !== MAGIC)
-    throw new FormatError(
-      'COW_MAGIC',
-      'ENXIO',
-      `Cannot read the exception store on ${cow.name}: its magic is 0x${header.magic.toString(16).padStart(8, '0')}, expected 0x${MAGIC.toString(16)}`,
-      {
-        hint: 'check the order `snapshot <origin> <COW device> P 16`; for a new snapshot, zero the first chunk of the COW device',
-      },
-    );
-  if (header.chunkSize !== supplied) {
-    const fault = chunkSizeFault(header.chunkSize, [cow.blockSize, originBlockSize]);
-    if (fault)
-      throw new FormatError(
-        'COW_CHUNK_SIZE',
-        'EINVAL',
-        `Cannot read the exception store on ${cow.name}: its chunk size is ${header.chunkSize} sectors. ${fault}`,
-        { hint: 'look at it: dmkit inspect' },
-      );
-  }
-  if (header.version !== VERSION)
-    throw new FormatError(
-      'COW_VERSION',
-      'EINVAL',
-      `Cannot read the exception store on ${cow.name}: its version is ${header.version}, expected ${VERSION}`,
-      { hint: 'look at it: dmkit inspect' },
-    );
-  const layout = layoutOf(header.chunkSize);
-  if (layout.chunkBytes > cow.size)
-    throw new FormatError(
-      'COW_TRUNCATED',
-      'EIO',
-      `Cannot read the exception store on ${cow.name}: one chunk has ${layout.chunkBytes} bytes, the device ${cow.size}`,
-      { hint: CUT_SHORT },
-    );
-  return { state: header.valid === 0 ? 'invalid' : 'valid', layout };
 }
 
 /** Bytes of a COW device that never overflows for an origin of `size` bytes: every chunk has its exception. */

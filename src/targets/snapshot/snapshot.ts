@@ -8,7 +8,8 @@
 import type { BlockDevice, ChangedExtent, Extent, Maybe } from '../../device/block-device.ts';
 import { DmError } from '../../errors.ts';
 import { Parts } from '../../lib/parts.ts';
-import { PersistentStore, readHeader } from '../../stores/exception/persistent.ts';
+import { readHeader } from '../../stores/exception/header.ts';
+import { PersistentStore } from '../../stores/exception/persistent.ts';
 import { TransientStore } from '../../stores/exception/transient.ts';
 import { type Bytes, bytes, SECTOR, type Sector, toBytes, toSectors } from '../../units.ts';
 import { deviceWord, openArgument, refuse } from '../arguments.ts';
