@@ -1,0 +1,190 @@
+/**
+ * The daemon is killed at random moments under load, started again, and everything is read back. `FAULT_ROUNDS` and
+ * `FAULT_SEED` give more rounds and others. A seed decides what is asked for and after how many replies the daemon is
+ * killed; how far the requests in flight have come by then is the machine's.
+ */
+import { readFileSync, writeFileSync } from 'node:fs';
+import { afterEach, beforeEach, expect, test } from 'vitest';
+import { DeviceMapper, type RemoteMapper } from '../../src/api/index.ts';
+import { type Prng, prng } from '../../src/lib/prng.ts';
+import { SECTOR } from '../../src/units.ts';
+import { Image, Load, readExport } from '../support/nbd-load.ts';
+import { World } from './program.ts';
+
+const ROUNDS = Number(process.env.FAULT_ROUNDS ?? 100);
+const SEED = Number(process.env.FAULT_SEED ?? 1);
+const MIB = 1024 * 1024;
+const SIZE = 4 * MIB;
+/** Replies of a round before the daemon is killed, at most. */
+const REPLIES_MAX = 1500;
+
+let world: World;
+
+beforeEach(() => {
+  world = new World();
+});
+
+afterEach(() => world.close());
+
+/** An origin with three forks: chunks of 16 KiB, of 4 KiB, and a COW store that runs full. */
+class Disks {
+  readonly images = new Map<string, Image>();
+  readonly #forks: Record<string, object> = {
+    coarse: {},
+    fine: { chunkSize: 4096 },
+    small: { chunkSize: 8192, cowSize: MIB },
+  };
+  /** The fork that comes and goes under load: whether it must be there, if that is known. */
+  passing: boolean | undefined = false;
+  #tag = 0;
+
+  get names(): string[] {
+    return [...this.images.keys()];
+  }
+
+  add(name: string, settled: Buffer): void {
+    this.images.set(name, new Image(++this.#tag, settled));
+  }
+
+  async fork(dm: RemoteMapper, name: string): Promise<void> {
+    await dm.fork(world.path('disk.img'), name, this.#forks[name]);
+    this.add(name, Buffer.from(this.images.get('disk')!.settled));
+  }
+
+  /** After a restart: each device is there, and holds what it must. */
+  async check(dm: RemoteMapper): Promise<void> {
+    const volumes = new Map((await dm.volumes()).map((volume) => [volume.name, volume]));
+    if (volumes.has('renamed')) {
+      await dm.rename({ name: 'renamed' }, 'coarse');
+      volumes.set('coarse', volumes.get('renamed')!);
+      volumes.delete('renamed');
+    }
+    if (this.passing !== undefined) expect(volumes.has('passing')).toBe(this.passing);
+    if (volumes.has('passing')) await dm.drop('passing');
+    this.passing = false;
+    volumes.delete('passing');
+    expect([...volumes.keys()].sort()).toEqual([...this.names].sort());
+    for (const [name, image] of this.images) {
+      const { state, note } = volumes.get(name)!;
+      expect(note).toBeUndefined();
+      if (state === 'suspended') await dm.resume({ name });
+      else if (name === 'small' && (state === 'Invalid' || state === 'Overflow')) {
+        await dm.drop(name);
+        await this.fork(dm, name);
+        continue;
+      } else expect([name, state]).toEqual([name, 'active']);
+      const content = await readExport(dm.uri(name));
+      expect(image.faultAfterCrash(content)).toBeUndefined();
+      image.settle(content);
+    }
+    // What the forks show is theirs; the image itself holds what the origin shows.
+    expect(readFileSync(world.path('disk.img')).equals(this.images.get('disk')!.settled)).toBe(true);
+  }
+
+  /** So that there are chunks without an exception again. */
+  async renew(dm: RemoteMapper, random: Prng): Promise<void> {
+    const name = random.pick(['coarse', 'fine', 'small', '', '', '']);
+    if (name === '') return;
+    if (random.chance(0.5)) {
+      await dm.revert({ name });
+      this.add(name, Buffer.from(this.images.get('disk')!.settled));
+    } else {
+      await dm.drop(name);
+      await this.fork(dm, name);
+    }
+  }
+
+  /** What somebody else does at the control socket while the load runs. Rejects when the daemon dies. */
+  async meddle(dm: RemoteMapper, random: Prng): Promise<void> {
+    const name = random.pick(['coarse', 'fine', 'small', 'disk']);
+    const device = { name };
+    switch (random.pick(['nothing', 'fork', 'suspend', 'reload', 'rename'])) {
+      case 'fork':
+        for (;;) {
+          this.passing = undefined;
+          await dm.fork(world.path('disk.img'), 'passing');
+          this.passing = true;
+          if (random.chance(0.3)) return;
+          this.passing = undefined;
+          await dm.drop('passing');
+          this.passing = false;
+        }
+      case 'suspend':
+        for (;;) {
+          await dm.suspend(device);
+          await dm.resume(device);
+        }
+      case 'reload':
+        for (;;) {
+          const table = await dm.table(device);
+          await dm.load(
+            device,
+            table.map(({ text, ...line }) => ({ ...line, args: text })),
+          );
+          await dm.resume(device);
+        }
+      case 'rename':
+        for (;;) {
+          await dm.rename({ name: 'coarse' }, 'renamed');
+          await dm.rename({ name: 'renamed' }, 'coarse');
+        }
+    }
+  }
+}
+
+const connect = (start: boolean) => DeviceMapper.connect({ run: world.run, state: world.state, start });
+
+/** Loads every disk, and kills the daemon after a number of replies. */
+async function loadAndKill(disks: Disks, dm: RemoteMapper, random: Prng): Promise<void> {
+  const { pid } = await dm.daemon();
+  let left = 1 + random.below(REPLIES_MAX);
+  const answered = () => {
+    if (--left === 0) process.kill(pid, 'SIGKILL');
+  };
+  const sectors = SIZE / SECTOR;
+  const length = 1024;
+  const hot = { from: random.below(sectors - length), length };
+  const loads: Load[] = [];
+  for (const [name, image] of disks.images)
+    for (let connection = 0; connection < 2; connection++)
+      loads.push(
+        await Load.start(dm.uri(name), image, {
+          depth: 1 + random.below(8),
+          random: prng(random.below(2 ** 32)),
+          hot,
+          answered,
+          mayFail: name === 'small' ? ['EIO', 'ENOSPC'] : undefined,
+        }).catch((error) => {
+          if (left > 0) throw error;
+          return undefined as never;
+        }),
+      );
+  const meddling = disks.meddle(dm, random).catch((error) => {
+    if (error.code !== 'DAEMON_LOST' && error.code !== 'DAEMON_DOWN') throw error;
+  });
+  const started = loads.filter((load) => load !== undefined);
+  await Promise.all(started.map((load) => load.ended));
+  await meddling;
+  for (const load of started) expect(load.fault).toBeUndefined();
+}
+
+test(`after kill -9 no write is lost that a flush had covered, ${ROUNDS} times`, async () => {
+  const disks = new Disks();
+  const origin = Buffer.alloc(SIZE);
+  disks.add('disk', origin);
+  disks.images.get('disk')!.fill(origin, 0, 1);
+  writeFileSync(world.path('disk.img'), origin);
+  const random = prng(SEED);
+  let dm = await connect(true);
+  for (const name of ['coarse', 'fine', 'small']) await disks.fork(dm, name);
+  for (let round = 0; round < ROUNDS; round++) {
+    await loadAndKill(disks, dm, random);
+    dm = await connect(true);
+    try {
+      await disks.check(dm);
+    } catch (error) {
+      throw new Error(`round ${round} of seed ${SEED}: ${(error as Error).message}`, { cause: error });
+    }
+    await disks.renew(dm, random);
+  }
+}, 600_000);
