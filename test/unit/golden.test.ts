@@ -4,17 +4,14 @@
  */
 import { describe, expect, it } from 'vitest';
 import { DmError } from '../../src/errors.ts';
-import { bytes } from '../../src/units.ts';
 import { Session } from '../support/session.ts';
 import { loadImage, loadSteps, pattern, type Step, sha256 } from './golden.ts';
+import { attach, deviceOf, expectImage, indexOfKeep, lineOf, type Recorded, replay } from './golden-replay.ts';
 
-interface Case {
-  folder: string;
+interface Case extends Recorded {
   /** Sectors of /dev/loop0, which holds pattern `a`, and of the COW devices from /dev/loop1 on. */
   origin: number;
   cows: number[];
-  /** By the name of a kept image: the number of the loop device. */
-  kept: Record<string, number>;
   /** How often the log has each kind of step, so that nothing is lost in reading. */
   counts: Partial<Record<Step['kind'], number>>;
 }
@@ -47,44 +44,6 @@ const cases: Case[] = [
   },
 ];
 
-/** Repeats the steps and compares all that the log says. */
-async function replay(session: Session, steps: readonly Step[], { folder, kept }: Case): Promise<void> {
-  for (const [number, step] of steps.entries()) {
-    const where = `${folder}, step ${number}`;
-    if (step.kind === 'command') await command(session, step);
-    else if (step.kind === 'put') {
-      const content = pattern(step.tag, step.skip, step.count);
-      expect(await session.put(step.device, step.seek, content), where).toBe(step.failed);
-    } else if (step.kind === 'state') expect(await session.state(), `${where}: ${step.label}`).toEqual(step.lines);
-    else if (step.kind === 'sha256') expect(await session.sum(deviceOf(step)), where).toBe(step.hash);
-    else await expectImage(session, folder, step.image, kept[step.image]);
-  }
-}
-
-async function command(session: Session, { words, exit }: Step & { kind: 'command' }): Promise<void> {
-  if (words[0] === 'dmsetup') {
-    expect(exit).toBe(0);
-    return session.dmsetup(words.slice(1));
-  }
-  // dd if=DEVICE of=/dev/null bs=4k count=1
-  const name = words[1].replace('if=/dev/mapper/', '');
-  const into = new Uint8Array(4096);
-  const reading = (async () => session.mapper.device({ name }).read(bytes(0), into, 0, 4096))();
-  if (exit === 0) await reading;
-  else await expect(reading).rejects.toMatchObject({ errno: 'EIO' });
-}
-
-async function expectImage(session: Session, folder: string, image: string, loop: number): Promise<void> {
-  const found = await session.content(loop);
-  const recorded = loadImage(folder, image);
-  if (sha256(found) === sha256(recorded)) return;
-  const at = found.findIndex((byte, i) => byte !== recorded[i]);
-  const hex = (content: Buffer) => content.subarray(at - (at % 16), at + 48).toString('hex');
-  expect(hex(found), `${folder}/${image} from byte ${at - (at % 16)}`).toBe(hex(recorded));
-}
-
-const deviceOf = ({ label }: { label: string }) => label.split('-')[0];
-
 /** The last status line of a device, and its checksum, that the log has before a step. */
 function lastKnown(steps: readonly Step[], name: string) {
   const states = steps.filter((step) => step.kind === 'state');
@@ -92,9 +51,6 @@ function lastKnown(steps: readonly Step[], name: string) {
   const sum = steps.filter((step) => step.kind === 'sha256' && deviceOf(step) === name).at(-1);
   return { status, hash: sum?.kind === 'sha256' ? sum.hash : undefined };
 }
-
-const indexOfKeep = (steps: readonly Step[], image: string) =>
-  steps.findIndex((step) => step.kind === 'keep' && step.image === image);
 
 describe.each(cases)('$folder', (golden) => {
   const { folder, origin, cows, counts } = golden;
@@ -115,20 +71,14 @@ describe.each(cases)('$folder', (golden) => {
 });
 
 /** Opens images as the kernel left them: the origin as base-real, the store as `name`. */
-async function open(folder: string, [originImage, cowImage]: string[], name: string, store: string): Promise<Session> {
-  const session = new Session();
-  const origin = loadImage(folder, originImage);
-  const cow = loadImage(folder, cowImage);
-  const sectors = origin.length / 512;
-  session.loop(0, sectors, origin);
-  session.loop(1, cow.length / 512, cow);
-  await session.dmsetup(['create', 'base-real', '--table', `0 ${sectors} linear /dev/loop0 0`]);
+async function open(folder: string, images: string[], name: string, store: string): Promise<Session> {
+  const session = await attach(folder, images);
+  const sectors = (await session.content(0)).length / 512;
   await session.dmsetup(['create', name, '--table', `0 ${sectors} snapshot /dev/mapper/base-real /dev/loop1 ${store}`]);
   return session;
 }
 
-const statusOf = async (session: Session, name: string) =>
-  (await session.state()).find((line) => line.startsWith(`status ${name}: `));
+const statusOf = (session: Session, name: string) => lineOf(session, 'status', name);
 
 describe("the kernel's stores", () => {
   const singles = [8, 16, 128].flatMap((chunk) => [1, 2].map((n) => [`snapshot-${chunk}`, n, chunk] as const));

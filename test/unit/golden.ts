@@ -31,6 +31,8 @@ export type Step =
   /** `lines` as logged: `table NAME: LINE` and `status NAME: LINE`. */
   | { kind: 'state'; label: string; lines: string[] }
   | { kind: 'sha256'; label: string; hash: string }
+  /** A status line, taken while something ran. */
+  | { kind: 'poll'; line: string }
   | { kind: 'keep'; image: string };
 
 /** Throws on a line that the grammar does not know: a log that is half understood proves nothing. */
@@ -38,7 +40,7 @@ export function parseSteps(text: string): Step[] {
   const steps: Step[] = [];
   for (const line of text.split('\n').slice(0, -1)) {
     const last = steps.at(-1);
-    const put = /^put ([abc]) \/dev\/mapper\/(\S+) (\d+) (\d+) (\d+)(?: \[failed: (.+)\])?$/.exec(line);
+    const put = /^put ([abc]) (?:\/dev\/mapper\/)?(\S+) (\d+) (\d+) (\d+)(?: \[failed: (.+)\])?$/.exec(line);
     const word = line.split(' ');
     if (line.startsWith('$ ')) steps.push({ kind: 'command', words: splitShell(line.slice(2)), output: [], exit: 0 });
     else if (put) {
@@ -47,6 +49,7 @@ export function parseSteps(text: string): Step[] {
       steps.push({ kind: 'put', tag: tag as PatternTag, device, skip, seek, count, failed: put[6] });
     } else if (line.startsWith('# state ')) steps.push({ kind: 'state', label: line.slice(8), lines: [] });
     else if (word[0] === 'sha256' && word.length === 3) steps.push({ kind: 'sha256', label: word[1], hash: word[2] });
+    else if (word[0] === 'poll') steps.push({ kind: 'poll', line: line.slice(5) });
     else if (word[0] === 'keep' && word.length === 2) steps.push({ kind: 'keep', image: word[1] });
     else if (last?.kind === 'state' && /^(table|status) \S+: /.test(line)) last.lines.push(line);
     else if (last?.kind === 'command' && /^\[exit \d+\]$/.test(line)) last.exit = Number(line.slice(6, -1));
