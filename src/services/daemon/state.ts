@@ -1,5 +1,5 @@
 import type { SavedDevice } from '../../mapper/saved-device.ts';
-import type { ForkRecord } from '../fork/forks.ts';
+import type { ForkRecord } from '../fork/records.ts';
 
 /** What the daemon keeps over a restart. */
 export interface State {

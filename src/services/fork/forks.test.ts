@@ -17,8 +17,9 @@ import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import { Disks } from '../../device/open.ts';
 import { Mapper } from '../../mapper/mapper.ts';
 import { bytes } from '../../units.ts';
-import { type ForkRecord, Forks, type ForksState } from './forks.ts';
+import { Forks } from './forks.ts';
 import { inspectFile } from './inspect.ts';
+import type { ForkRecord, ForksState } from './records.ts';
 
 const MIB = 1024 * 1024;
 let directory: string;

@@ -11,42 +11,24 @@ import { basename, dirname, join, resolve } from 'node:path';
 import { DmError } from '../../errors.ts';
 import { isNbdUri } from '../../formats/nbd/uri.ts';
 import { Lock } from '../../lib/lock.ts';
-import type { DeviceInfo } from '../../mapper/control.ts';
 import type { Lease } from '../../mapper/devices.ts';
 import type { Mapper } from '../../mapper/mapper.ts';
 import type { SavedDevice } from '../../mapper/saved-device.ts';
-import { deviceWord, splitWords } from '../../targets/arguments.ts';
+import { deviceWord } from '../../targets/arguments.ts';
 import { type Bytes, SECTOR } from '../../units.ts';
 import { cowSizeFor, createCowFile, deleteCowFile, existingCow, growCowFile } from './cow-file.ts';
 import { compare } from './diff.ts';
 import type { Diff, DiffOptions, Dropped, Fork, ForkControl, ForkOptions, Volume } from './fork-control.ts';
 import { imageFormat, notRaw } from './image.ts';
+import { Images } from './images.ts';
+import type { ForkRecord, ForksState } from './records.ts';
+import { volumeOf } from './volumes.ts';
 
 /** Bytes; the kernel's default. */
 const CHUNK_SIZE = 16384;
 const CHUNK_SIZE_MIN = 4096;
 /** What the snapshot target takes. */
 const CHUNK_SIZE_MAX = 2 ** 30;
-
-/** What the tables do not say. Found by uuid, so that it follows a device through renames and restarts. */
-export interface ForkRecord {
-  uuid: string;
-  role: 'fork' | 'origin';
-  /** The image, as the device below names itself. */
-  image: string;
-  /** Absent when transient. */
-  cow?: string;
-  /** The fork made the COW file, so dropping it deletes the file. */
-  owned?: boolean;
-  /** Being dropped: once the device is gone, so must be the file (unless it is kept), and the origin with the last fork. */
-  dropping?: 'delete' | 'keep';
-}
-
-/** What a restart must find again. */
-export interface ForksState {
-  devices: SavedDevice[];
-  forks: ForkRecord[];
-}
 
 interface CowFile {
   path: string;
@@ -66,32 +48,19 @@ export interface ForksOptions {
 
 export class Forks implements ForkControl {
   readonly #mapper: Mapper;
-  readonly #save: () => Promise<void>;
+  readonly #images: Images;
   readonly #uri: (name: string) => string | undefined;
   readonly #lock = new Lock();
-  /** Names of origins that are suspended while a fork comes or goes. */
-  readonly #held = new Set<string>();
-  #records: ForkRecord[];
 
   constructor({ mapper, records = [], save = async () => {}, uri = () => undefined }: ForksOptions) {
     this.#mapper = mapper;
-    this.#records = records;
-    this.#save = save;
+    this.#images = new Images(mapper, records, save);
     this.#uri = uri;
   }
 
-  /**
-   * To be kept over a restart. An origin that is suspended only while a fork comes or goes is not kept as suspended:
-   * nobody would resume it.
-   */
-  async state(): Promise<ForksState> {
-    const devices = (await this.#mapper.list()).map(({ name }) => {
-      const saved = this.#mapper.save({ name });
-      return this.#held.has(name) ? { ...saved, suspended: false } : saved;
-    });
-    const uuids = new Set(devices.map(({ uuid }) => uuid));
-    const forks = this.#records.filter(({ uuid, dropping }) => dropping !== undefined || uuids.has(uuid));
-    return { devices, forks };
+  /** To be kept over a restart. */
+  state(): Promise<ForksState> {
+    return this.#images.state();
   }
 
   /**
@@ -101,7 +70,7 @@ export class Forks implements ForkControl {
   recover(saved: readonly SavedDevice[]): Promise<string[]> {
     return this.#lock.run(async () => {
       const done: string[] = [];
-      for (const record of [...this.#records]) {
+      for (const record of [...this.#images.records]) {
         const device = saved.find(({ uuid }) => uuid === record.uuid);
         // Only a device that was never resumed has no table and no note of why.
         const unfinished = device !== undefined && device.table === undefined && device.note === undefined;
@@ -112,7 +81,7 @@ export class Forks implements ForkControl {
         }
         try {
           if (unfinished) await this.#mapper.remove({ name: device.name });
-          const { deleted } = await this.#forget(record, record.dropping !== 'keep');
+          const { deleted } = await this.#images.forget(record, record.dropping !== 'keep');
           const what = unfinished ? `${device.name} was never ready: removed` : `finished the drop of a fork`;
           done.push(deleted === undefined ? what : `${what}, and deleted ${deleted}`);
         } catch (error) {
@@ -136,13 +105,13 @@ export class Forks implements ForkControl {
   }
 
   async volumes(): Promise<Volume[]> {
-    return Promise.all((await this.#mapper.list()).map((info) => this.#volume(info)));
+    return Promise.all((await this.#mapper.list()).map((info) => volumeOf(this.#images, info, this.#uri(info.name))));
   }
 
   async diff(name: string, { start = 0 }: DiffOptions = {}): Promise<Diff> {
     const open = this.#mapper.open({ name });
     try {
-      const snapshot = await this.#snapshot(name);
+      const snapshot = await this.#images.snapshot(name);
       const origin = open.device.liveTable!.devices[0].device;
       return await compare({ name, origin, snapshot: open.device, chunkSize: snapshot.chunkSize, start });
     } finally {
@@ -153,40 +122,25 @@ export class Forks implements ForkControl {
   drop(name: string, { keepCow = false }: { keepCow?: boolean } = {}): Promise<Dropped> {
     return this.#lock.run(async () => {
       const info = await this.#mapper.info({ name });
-      const record = this.#recordOf(info, 'fork');
+      const record = this.#images.recordOf(info, 'fork');
       // Without a live table nobody can tell what it was; the record can.
-      const image = record?.image ?? (await this.#snapshot(name)).origin;
-      const origins = await this.#originsOf(image);
+      const image = record?.image ?? (await this.#images.snapshot(name)).origin;
+      const origins = await this.#images.originsOf(image);
       // Saved with the removal: a crash from then on is made up for by `recover`.
       if (record) record.dropping = keepCow ? 'keep' : 'delete';
       try {
-        await this.#whileSuspended(origins, () => this.#mapper.remove({ name }));
+        await this.#images.whileSuspended(origins, () => this.#mapper.remove({ name }));
       } catch (error) {
         if (record) delete record.dropping;
         throw error;
       }
       try {
-        if (record) return { name, ...(await this.#forget(record, !keepCow)) };
-        return { name, originRemoved: await this.#removeOrigin(image) };
+        if (record) return { name, ...(await this.#images.forget(record, !keepCow)) };
+        return { name, originRemoved: await this.#images.removeOrigin(image) };
       } finally {
-        await this.#save();
+        await this.#images.save();
       }
     });
-  }
-
-  /** What is left to do when the device is gone. The record goes whatever fails: another drop could not find it. */
-  async #forget(record: ForkRecord, deleteCow: boolean): Promise<Omit<Dropped, 'name'>> {
-    const { role, cow, owned, image } = record;
-    const forgotten: Omit<Dropped, 'name'> = {};
-    try {
-      if (cow !== undefined && owned && deleteCow) {
-        if (await deleteCowFile(cow)) forgotten.deleted = cow;
-      } else forgotten.kept = cow;
-    } finally {
-      this.#records = this.#records.filter((other) => other !== record);
-      if (role === 'fork') forgotten.originRemoved = await this.#removeOrigin(image);
-    }
-    return forgotten;
   }
 
   async #openImage(image: string, { raw = false, directory = process.cwd() }: ForkOptions): Promise<Lease> {
@@ -224,18 +178,18 @@ export class Forks implements ForkControl {
     const path = cowPath(image, name, options);
     // Before anything is made: a crash leaves a record too many, never a device or a COW file that nobody knows.
     const record: ForkRecord = { uuid, role: 'fork', image, cow: path, owned: !existsSync(path) };
-    this.#records.push(record);
+    this.#images.records.push(record);
     let cow: CowFile | undefined;
     let origin: { name: string; made: boolean } | undefined;
     try {
       await this.#mapper.create(name, { uuid });
     } catch (error) {
-      this.#records = this.#records.filter((other) => other !== record);
+      this.#images.remove(record);
       throw this.#nameTaken(error, name);
     }
     try {
       // What would not survive a restart is not begun.
-      await this.#save();
+      await this.#images.save();
       cow = await this.#cow(path, size, wanted, options);
       record.cow = cow.path;
       record.owned = cow.made;
@@ -247,7 +201,7 @@ export class Forks implements ForkControl {
         args: `${deviceWord({ name: image })} ${deviceWord({ name: cow.path })} ${type} ${cow.chunkSize / SECTOR}`,
       };
       origin = await this.#origin(image, size, device.path ?? image);
-      await this.#whileSuspended(await this.#originsOf(image), async () => {
+      await this.#images.whileSuspended(await this.#images.originsOf(image), async () => {
         await this.#mapper.load({ name }, [table]);
         if (options.transient) {
           await deleteCowFile(cow!.path);
@@ -258,12 +212,12 @@ export class Forks implements ForkControl {
       });
     } catch (error) {
       await this.#mapper.remove({ name }).catch(() => {});
-      this.#records = this.#records.filter((other) => other !== record);
+      this.#images.remove(record);
       if (cow?.made) await deleteCowFile(cow.path).catch(() => {});
-      if (origin?.made) await this.#removeOrigin(image);
+      if (origin?.made) await this.#images.removeOrigin(image);
       throw error;
     }
-    await this.#save();
+    await this.#images.save();
     const originInfo = await this.#mapper.info({ name: origin.name });
     return {
       name,
@@ -327,12 +281,13 @@ export class Forks implements ForkControl {
 
   /** The origin device of an image; made if there is none. */
   async #origin(image: string, size: Bytes, path: string): Promise<{ name: string; made: boolean }> {
-    const known = (await this.#originsOf(image))[0];
+    const known = (await this.#images.originsOf(image))[0];
     if (known) return { name: known.name, made: false };
     const names = new Set((await this.#mapper.list()).map((info) => info.name));
     const name = originNames(path).find((candidate) => !names.has(candidate))!;
     const uuid = `dmkit-origin-${randomUUID()}`;
-    this.#records.push({ uuid, role: 'origin', image });
+    const record: ForkRecord = { uuid, role: 'origin', image };
+    this.#images.records.push(record);
     try {
       await this.#mapper.create(name, { uuid });
       const table = { start: 0, length: size / SECTOR, type: 'snapshot-origin', args: deviceWord({ name: image }) };
@@ -342,116 +297,22 @@ export class Forks implements ForkControl {
       if (below?.readOnly) await this.#mapper.load({ name }, [table], { readOnly: true });
       await this.#mapper.resume({ name });
     } catch (error) {
-      this.#records = this.#records.filter((record) => record.uuid !== uuid);
+      this.#images.remove(record);
       await this.#mapper.remove({ name }).catch(() => {});
       throw error;
     }
     return { name, made: true };
   }
 
-  /** Removes the origin device that a fork made, when no snapshot of the image is left and nobody has it open. */
-  async #removeOrigin(image: string): Promise<string | undefined> {
-    const list = await this.#mapper.list();
-    for (const info of list) if ((await this.#isOver(info, 'snapshot', image)) !== false) return undefined;
-    if (
-      this.#records.some(
-        ({ role, image: other, uuid }) => role === 'fork' && other === image && list.some((info) => info.uuid === uuid),
-      )
-    )
-      return undefined;
-    const record = this.#records.find((entry) => entry.role === 'origin' && entry.image === image);
-    const info = record && list.find(({ uuid }) => uuid === record.uuid);
-    if (!info || info.openCount > 0) return undefined;
-    await this.#mapper.remove({ name: info.name });
-    this.#records = this.#records.filter((entry) => entry !== record);
-    return info.name;
-  }
-
-  /** Every mapped device through which the image is written. */
-  async #originsOf(image: string): Promise<DeviceInfo[]> {
-    const origins: DeviceInfo[] = [];
-    for (const info of await this.#mapper.list())
-      if (await this.#isOver(info, 'snapshot-origin', image)) origins.push(info);
-    return origins;
-  }
-
-  /** The device has a live target of this type whose first argument is the image. */
-  async #isOver(info: DeviceInfo, type: string, image: string): Promise<boolean> {
-    const targets = await this.#mapper.table({ name: info.name });
-    return targets.some((target) => target.type === type && splitWords(target.text)[0] === image);
-  }
-
-  async #whileSuspended(origins: readonly DeviceInfo[], work: () => Promise<void>): Promise<void> {
-    const suspended: string[] = [];
-    try {
-      for (const { name, suspended: already } of origins) {
-        if (already) continue;
-        this.#held.add(name);
-        suspended.push(name);
-        await this.#mapper.suspend({ name });
-      }
-      await work();
-    } finally {
-      for (const name of suspended) {
-        this.#held.delete(name);
-        await this.#mapper.resume({ name });
-      }
-    }
-  }
-
-  /** Throws NO_SNAPSHOT unless the device is one snapshot and nothing else. */
-  async #snapshot(name: string): Promise<{ origin: string; cow: string; chunkSize: number }> {
-    const targets = await this.#mapper.table({ name });
-    const words = splitWords(targets[0]?.text ?? '');
-    if (targets.length !== 1 || targets[0].type !== 'snapshot')
-      throw new DmError('NO_SNAPSHOT', 'EINVAL', `${name} is no snapshot: ${targets[0]?.type ?? 'it has no table'}`, {
-        hint: 'look at: dmkit ls',
-      });
-    return { origin: words[0], cow: words[1], chunkSize: Number(words[3]) * SECTOR };
-  }
-
   /** A fork that is removed as a device leaves its COW file. */
   #nameTaken(error: unknown, name: string): unknown {
     if (!(error instanceof DmError) || error.errno !== 'EBUSY') return error;
     const uuid = this.#mapper.device({ name }).uuid;
-    if (!this.#records.some((record) => record.uuid === uuid && record.role === 'fork')) return error;
+    if (!this.#images.records.some((record) => record.uuid === uuid && record.role === 'fork')) return error;
     return new DmError(error.code, error.errno, error.message, {
       hint: `choose another name, or first: dmkit drop ${name}`,
       cause: error,
     });
-  }
-
-  #recordOf(info: DeviceInfo, role: ForkRecord['role']): ForkRecord | undefined {
-    return info.uuid === ''
-      ? undefined
-      : this.#records.find((record) => record.uuid === info.uuid && record.role === role);
-  }
-
-  async #volume(info: DeviceInfo): Promise<Volume> {
-    const { name, size, readOnly, openCount, note } = info;
-    const tables = await this.#mapper.table({ name });
-    const [status] = await this.#mapper.status({ name });
-    const volume: Volume = {
-      name,
-      type: [...new Set(tables.map(({ type }) => type))].join(','),
-      size,
-      state: !info.live ? 'no table' : info.suspended ? 'suspended' : 'active',
-      readOnly,
-      openCount,
-      note,
-    };
-    if (info.live) volume.uri = this.#uri(name);
-    const [table] = tables;
-    if (!table) {
-      const record = this.#recordOf(info, 'fork') ?? this.#recordOf(info, 'origin');
-      if (record) Object.assign(volume, { origin: record.image, cow: record.cow });
-    } else if (table.type === 'snapshot') {
-      [volume.origin, volume.cow] = splitWords(table.text);
-      const usage = /^(\d+)\/\d+ (\d+)$/.exec(status.text);
-      if (usage) volume.used = (Number(usage[1]) - Number(usage[2])) * SECTOR;
-      else volume.state = status.text;
-    } else if (table.type === 'snapshot-origin') [volume.origin] = splitWords(table.text);
-    return volume;
   }
 }
 

@@ -1,0 +1,22 @@
+/** What the daemon knows of forks beyond their tables, and what of it a restart must find again. */
+import type { SavedDevice } from '../../mapper/saved-device.ts';
+
+/** What the tables do not say. Found by uuid, so that it follows a device through renames and restarts. */
+export interface ForkRecord {
+  uuid: string;
+  role: 'fork' | 'origin';
+  /** The image, as the device below names itself. */
+  image: string;
+  /** Absent when transient. */
+  cow?: string;
+  /** The fork made the COW file, so dropping it deletes the file. */
+  owned?: boolean;
+  /** Being dropped: once the device is gone, so must be the file (unless it is kept), and the origin with the last fork. */
+  dropping?: 'delete' | 'keep';
+}
+
+/** What a restart must find again. */
+export interface ForksState {
+  devices: SavedDevice[];
+  forks: ForkRecord[];
+}

@@ -1,0 +1,33 @@
+import type { DeviceInfo } from '../../mapper/control.ts';
+import { splitWords } from '../../targets/arguments.ts';
+import { SECTOR } from '../../units.ts';
+import type { Volume } from './fork-control.ts';
+import type { Images } from './images.ts';
+
+/** A device as `dmkit ls` shows it. `uri`: where it is served. */
+export async function volumeOf(images: Images, info: DeviceInfo, uri?: string): Promise<Volume> {
+  const { name, size, readOnly, openCount, note } = info;
+  const tables = await images.mapper.table({ name });
+  const [status] = await images.mapper.status({ name });
+  const volume: Volume = {
+    name,
+    type: [...new Set(tables.map(({ type }) => type))].join(','),
+    size,
+    state: !info.live ? 'no table' : info.suspended ? 'suspended' : 'active',
+    readOnly,
+    openCount,
+    note,
+  };
+  if (info.live) volume.uri = uri;
+  const [table] = tables;
+  if (!table) {
+    const record = images.recordOf(info, 'fork') ?? images.recordOf(info, 'origin');
+    if (record) Object.assign(volume, { origin: record.image, cow: record.cow });
+  } else if (table.type === 'snapshot') {
+    [volume.origin, volume.cow] = splitWords(table.text);
+    const usage = /^(\d+)\/\d+ (\d+)$/.exec(status.text);
+    if (usage) volume.used = (Number(usage[1]) - Number(usage[2])) * SECTOR;
+    else volume.state = status.text;
+  } else if (table.type === 'snapshot-origin') [volume.origin] = splitWords(table.text);
+  return volume;
+}
