@@ -30,6 +30,35 @@ test('equals a Map in which the first entry of a key stays', () => {
   );
 });
 
+test('equals a Map when entries are removed and added again', () => {
+  const step = fc.tuple(
+    fc.constantFrom('add', 'delete'),
+    fc.oneof(
+      fc.nat(40),
+      fc.nat(40).map((n) => n * 1024),
+      number,
+    ),
+  );
+  fc.assert(
+    fc.property(fc.array(step, { maxLength: 500 }), (steps) => {
+      const map = new ChunkMap();
+      const model = new Map<number, number>();
+      for (const [what, key] of steps) {
+        if (what === 'add') {
+          map.add(key, key);
+          model.set(key, key);
+        } else expect(map.delete(key)).toBe(model.delete(key));
+      }
+      for (const [, key] of steps) expect(map.get(key)).toBe(model.get(key) ?? -1);
+      expect(map.size).toBe(model.size);
+      const seen = new Map<number, number>();
+      map.each((key, value) => seen.set(key, value));
+      expect(seen).toEqual(model);
+    }),
+    { numRuns: 500 },
+  );
+});
+
 test('refuses numbers that it could not tell apart', () => {
   expect(() => new ChunkMap().add(MAX_CHUNK + 1, 0)).toThrow(RangeError);
   expect(() => new ChunkMap().add(0, MAX_CHUNK + 1)).toThrow(RangeError);

@@ -6,7 +6,7 @@
  * Chunks that lie side by side on the disk lie side by side in the table (only the number above the low four bits is
  * hashed), so that a sequential request misses the processor's cache once in sixteen chunks.
  *
- * Numbers are integers from 0 up to MAX_CHUNK. Entries are never removed one by one: exceptions are not.
+ * Numbers are integers from 0 up to MAX_CHUNK. The table never gets smaller.
  */
 
 /** Largest chunk number the table holds: 2^40 - 2 chunks, 4 PiB of the smallest useful chunks. */
@@ -86,6 +86,39 @@ export class ChunkMap {
     values[slot] = stored >>> 0;
     if (high) high[slot] = top | (Math.floor(stored / 2 ** 32) << 8);
     return true;
+  }
+
+  /** Removes `key`; false if it is not there. */
+  delete(key: number): boolean {
+    const mask = this.#mask;
+    let hole = hash(key) & mask;
+    while (this.#keyAt(hole) !== key) {
+      if (this.#isFree(hole)) return false;
+      hole = (hole + 1) & mask;
+    }
+    if (this.#isFree(hole)) return false;
+    // A search ends at a free slot: what was put behind this one for want of room moves up.
+    for (let slot = (hole + 1) & mask; !this.#isFree(slot); slot = (slot + 1) & mask) {
+      const home = hash(this.#keyAt(slot)) & mask;
+      if (((slot - home) & mask) < ((slot - hole) & mask)) continue;
+      this.#keys[hole] = this.#keys[slot];
+      this.#values[hole] = this.#values[slot];
+      if (this.#high) this.#high[hole] = this.#high[slot];
+      hole = slot;
+    }
+    this.#keys[hole] = 0;
+    this.#values[hole] = 0;
+    if (this.#high) this.#high[hole] = 0;
+    this.#size--;
+    return true;
+  }
+
+  #isFree(slot: number): boolean {
+    return this.#values[slot] === 0 && (!this.#high || this.#high[slot] >>> 8 === 0);
+  }
+
+  #keyAt(slot: number): number {
+    return this.#keys[slot] + (this.#high ? (this.#high[slot] & 0xff) * 2 ** 32 : 0);
   }
 
   #grow(): void {

@@ -5,7 +5,7 @@
 const store = 'src/stores/exception/persistent.ts';
 const exceptions = 'src/targets/snapshot/exceptions.ts';
 const origins = 'src/targets/snapshot/origins.ts';
-const snapshot = 'src/targets/snapshot/snapshot.ts';
+const snapshot = 'src/targets/snapshot/snapshot-table.ts';
 
 export const mutants = [
   {
@@ -114,7 +114,7 @@ export const mutants = [
   {
     guard: 'a resume waits for origin writes that nobody copied',
     file: snapshot,
-    find: 'if (known < this.size) await this.#origin.settled();',
+    find: 'if (known < this.size && !this.merging) await this.origin.settled();',
     replace: '',
   },
   {

@@ -12,6 +12,10 @@
  * A batch takes every exception that is settled when it starts, over as many areas as they need, for two flushes in
  * all. Allocation order is commit order, so the chunks below `nextFree` are all in use and a loader finds it again.
  *
+ * A merge takes exceptions off the end of the list, in `removeLast`: their data is on the origin by then, durably, and
+ * nobody has written to those chunks since. So whichever of them a power cut leaves in the list, in whichever areas, each
+ * leads to what the origin holds as well.
+ *
  * Step 4 cut off may leave entries behind the end of the list (a later sector arrived, an earlier one did not). They
  * name chunks that are allocated anew after a reload, so before the first commit after a load the area is written
  * once without them; else a second power cut could bring them back to life over other data.
@@ -24,7 +28,6 @@ import {
   diskException,
   eachException,
   headerOf,
-  isMetadata,
   type Layout,
   layoutOf,
   MAX_CHUNK,
@@ -34,7 +37,7 @@ import {
 import { ChunkMap } from '../../lib/chunk-map.ts';
 import { type Bytes, bytes, SECTOR, type Sector, sector, toSectors } from '../../units.ts';
 import { CUT_SHORT, readHeader } from './header.ts';
-import type { Commit, ExceptionStore, Usage } from './store.ts';
+import type { Commit, ExceptionStore, Run, Usage } from './store.ts';
 
 /** Areas read at once when a store is opened, bounded in bytes too. */
 const READ_AHEAD = 12;
@@ -62,6 +65,8 @@ export class PersistentStore implements ExceptionStore {
   #area: Uint8Array;
   #areaIndex = 0;
   #committed = 0;
+  /** Areas before that one, nearest first, as far as a merge has read them. */
+  #before: Uint8Array[] = [];
   /** Bytes behind the end of the list on disk; see the head of this file. */
   #staleTail = false;
 
@@ -177,6 +182,96 @@ export class PersistentStore implements ExceptionStore {
   }
 
   /**
+   * The exceptions at the end of the list, the last one first, neighbours joined: `most` of them, or as many as there are.
+   * Every exception is durable when this is called, and none is allocated until `resumeAllocating`.
+   *
+   * Throws what reading an area throws; COW_CHANGED (EIO): the list on disk is not the one that was loaded.
+   */
+  async lastRuns(most: number): Promise<Run[]> {
+    await this.#readBefore(most);
+    const runs: Run[] = [];
+    for (let n = this.#length - 1; n >= 0 && n >= this.#length - most; n--) {
+      const { oldChunk, newChunk } = this.#entry(n);
+      if (newChunk === 0 || this.#completed.get(oldChunk) !== newChunk)
+        throw new FormatError(
+          'COW_CHANGED',
+          'EIO',
+          `Cannot merge the exception store on ${this.#cow.name}: its exception ${n}, ${oldChunk} -> ${newChunk}, is not the one that was loaded`,
+          { hint: 'another program has written to it, or it names a chunk twice: `dmkit inspect` says what is there' },
+        );
+      const run = runs.at(-1);
+      if (run && oldChunk === run.oldChunk - 1 && newChunk === run.newChunk - 1) {
+        run.oldChunk = oldChunk;
+        run.newChunk = newChunk;
+        run.count++;
+      } else runs.push({ oldChunk, newChunk, count: 1 });
+    }
+    return runs;
+  }
+
+  /**
+   * Takes the last `count` exceptions off the list, at most those that `lastRuns` gave, durably. Their data is durable on
+   * the origin. When it rejects, with what the device answered, the list in memory is as it was, but nobody knows which
+   * of the exceptions the disk still has: call again, before anything else is written to their chunks.
+   */
+  async removeLast(count: number): Promise<void> {
+    const { entries, chunkBytes } = this.layout;
+    const length = this.#length - count;
+    const index = Math.floor(length / entries);
+    const filled = length % entries;
+    const area = this.#areaOf(index).slice();
+    area.fill(0, filled * diskException.size);
+    const empty = new Uint8Array(index < this.#areaIndex ? chunkBytes : 0);
+    for (let i = this.#areaIndex; i > index; i--) await this.#cow.write(this.#areaAt(i), empty, 0, chunkBytes);
+    await this.#cow.write(this.#areaAt(index), area, 0, chunkBytes);
+    await this.#cow.flush();
+    for (let n = this.#length - 1; n >= length; n--) this.#completed.delete(this.#entry(n).oldChunk);
+    this.#before.splice(0, this.#areaIndex - index);
+    this.#area = area;
+    this.#areaIndex = index;
+    this.#committed = filled;
+    this.#staleTail = false;
+    // What the kernel prints while it merges, whatever order the entries are in.
+    this.#nextFree = chunksFor(this.layout, length);
+    this.lastSettled = this.#nextFree - 1;
+  }
+
+  /** After a merge that was not finished: new chunks come behind all that are in use, which may lie in any order. */
+  resumeAllocating(): void {
+    this.#before = [];
+    let highest = 1;
+    this.#completed.each((_, newChunk) => {
+      if (newChunk > highest) highest = newChunk;
+    });
+    this.#allocateBehind(highest);
+  }
+
+  /** Exceptions of the list, durable ones. */
+  get #length(): number {
+    return this.#areaIndex * this.layout.entries + this.#committed;
+  }
+
+  async #readBefore(most: number): Promise<void> {
+    const { chunkBytes, entries } = this.layout;
+    while (this.#committed + this.#before.length * entries < most && this.#before.length < this.#areaIndex) {
+      const area = new Uint8Array(chunkBytes);
+      await this.#cow.read(this.#areaAt(this.#areaIndex - this.#before.length - 1), area, 0, chunkBytes);
+      this.#before.push(area);
+    }
+  }
+
+  /** Exception `n` of the list, from 0. */
+  #entry(n: number): { oldChunk: number; newChunk: number } {
+    const { entries } = this.layout;
+    const area = this.#areaOf(Math.floor(n / entries));
+    return diskException.get(new DataView(area.buffer), (n % entries) * diskException.size);
+  }
+
+  #areaOf(index: number): Uint8Array {
+    return index === this.#areaIndex ? this.#area : this.#before[this.#areaIndex - index - 1];
+  }
+
+  /**
    * The header goes first: with its first sector wiped, the store is blank to every reader, whatever is behind it, and
    * whoever opens it next makes it anew. Only then is the list emptied, and the header written last.
    */
@@ -199,6 +294,7 @@ export class PersistentStore implements ExceptionStore {
     this.#area = new Uint8Array(this.layout.chunkBytes);
     this.#areaIndex = 0;
     this.#committed = 0;
+    this.#before = [];
     this.#staleTail = false;
   }
 
@@ -285,7 +381,11 @@ export class PersistentStore implements ExceptionStore {
     this.#committed = count;
     this.#staleTail = area.subarray(end).some((byte) => byte !== 0);
     this.#area.set(area.subarray(0, end));
-    if (isMetadata(this.layout, this.#nextFree)) this.#nextFree++;
+    this.#allocateBehind(this.#nextFree - 1);
+  }
+
+  #allocateBehind(highest: number): void {
+    this.#nextFree = nextData(this.layout, highest);
     this.lastSettled = this.#nextFree - 1;
   }
 

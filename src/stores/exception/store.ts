@@ -12,6 +12,13 @@ export interface Usage {
   metadata: Sector;
 }
 
+/** Exceptions that lie side by side, on the origin and on the COW device, in ascending order. */
+export interface Run {
+  oldChunk: number;
+  newChunk: number;
+  count: number;
+}
+
 /**
  * The exceptions of one snapshot: which chunk of the origin lives in which chunk of the COW device.
  *

@@ -12,8 +12,10 @@ export interface Member {
   readonly cow: BlockDevice;
   /** Absent while the table waits to take over another one's. */
   readonly exceptions: Exceptions | undefined;
-  /** Has been resumed: writers of the origin copy for it. */
+  /** Has been resumed. */
   readonly active: boolean;
+  /** Its exceptions go to the origin: nobody copies for it. Else writers of the origin do, once it is active. */
+  readonly merging: boolean;
   /** Bytes of the snapshot's table; what lies behind is not copied. */
   readonly size: Bytes;
 }
@@ -60,6 +62,12 @@ export class Origin {
     return this.#count(this.device.writeZeroes(at, length, mayUnmap));
   }
 
+  /** Copies out, durably, what writes of `length` bytes at `at` would destroy. Nothing to wait for if nothing is to be done. */
+  prepare(at: Bytes, length: number): Maybe {
+    const wait = this.#protect(at, length);
+    if (wait) return this.#later(wait, at, length, () => {});
+  }
+
   /** Resolves when the writes that passed before a snapshot became active are on the device below. */
   async settled(): Promise<void> {
     if (this.#writers.count > 0) {
@@ -71,8 +79,8 @@ export class Origin {
 
   #protect(at: Bytes, length: number): Promise<void> | undefined {
     let waits: Promise<void>[] | undefined;
-    for (const { active, exceptions, size } of this.#members) {
-      if (!active || !exceptions || at >= size) continue;
+    for (const { active, merging, exceptions, size } of this.#members) {
+      if (!active || merging || !exceptions || at >= size) continue;
       const wait = exceptions.protect(at, Math.min(length, size - at));
       if (wait) (waits ??= []).push(wait);
     }
