@@ -4,6 +4,7 @@
  * killed; how far the requests in flight have come by then is the machine's.
  */
 import { readFileSync, writeFileSync } from 'node:fs';
+import { setImmediate as turn } from 'node:timers/promises';
 import { afterEach, beforeEach, expect, test } from 'vitest';
 import { DeviceMapper, type RemoteMapper } from '../../src/api/index.ts';
 import { type Prng, prng } from '../../src/lib/prng.ts';
@@ -12,6 +13,7 @@ import { Image, Load, readExport } from '../support/nbd-load.ts';
 import { World } from './program.ts';
 
 const ROUNDS = Number(process.env.FAULT_ROUNDS ?? 100);
+const FIO_ROUNDS = Math.ceil(ROUNDS / 10);
 const SEED = Number(process.env.FAULT_SEED ?? 1);
 const MIB = 1024 * 1024;
 const SIZE = 4 * MIB;
@@ -186,5 +188,36 @@ test(`after kill -9 no write is lost that a flush had covered, ${ROUNDS} times`,
       throw new Error(`round ${round} of seed ${SEED}: ${(error as Error).message}`, { cause: error });
     }
     await disks.renew(dm, random);
+  }
+}, 600_000);
+
+test(`after kill -9 fio finds what it had written and synced, ${FIO_ROUNDS} times`, async () => {
+  writeFileSync(world.path('disk.img'), Buffer.alloc(SIZE, 'origin. '));
+  const random = prng(SEED);
+  let dm = await connect(true);
+  /** fio on both, each in a half of its own. */
+  const fio = (offset: number, ...words: string[]) =>
+    world.exec('fio', [
+      ...[`--offset=${offset}`, `--size=${SIZE / 2}`, '--ioengine=nbd', '--rw=randwrite', '--bs=4k', '--iodepth=8'],
+      ...['--verify=crc32c', '--verify_state_save=0', '--verify_fatal=1', '--output-format=json', ...words],
+      ...['dev', 'disk'].flatMap((name) => [`--name=${name}`, `--uri=${dm.uri(name)}`]),
+    ]);
+  for (let round = 0; round < FIO_ROUNDS; round++) {
+    await dm.fork(world.path('disk.img'), 'dev');
+    const half = (round % 2) * (SIZE / 2);
+    const seed = `--randseed=${SEED + round}`;
+    const { pid } = await dm.daemon();
+    const written = () => Number(/^wchar: (\d+)/m.exec(readFileSync(`/proc/${pid}/io`, 'utf8'))![1]);
+    const started = written() + MIB;
+    const loaded = fio(SIZE / 2 - half, '--fsync=16', '--time_based', '--runtime=100');
+    while (written() < started) await turn();
+    expect(await fio(half, seed, '--do_verify=0', '--end_fsync=1')).toMatchObject({ status: 0 });
+    const enough = written() + random.below(MIB);
+    while (written() < enough) await turn();
+    process.kill(pid, 'SIGKILL');
+    expect((await loaded).status).not.toBe(0);
+    dm = await connect(true);
+    expect(await fio(half, seed, '--verify_only')).toMatchObject({ status: 0 });
+    await dm.drop('dev');
   }
 }, 600_000);
