@@ -55,6 +55,11 @@ export interface BlockDevice {
    * the disk is in use elsewhere or has gone.
    */
   allowWrites?(): Promise<void>;
+  /**
+   * Makes the device `size` bytes large, sparse, at once. Absent where somebody else decides on its size. Throws what the
+   * system said (ENOSPC, EFBIG, …), and the size is then as it was.
+   */
+  extend?(size: Bytes): void;
   read(at: Bytes, into: Uint8Array, start: number, length: number): Maybe;
   write(at: Bytes, from: Uint8Array, start: number, length: number): Maybe;
   flush(): Maybe;

@@ -84,6 +84,15 @@ export class FileDevice extends PosixDevice {
     return Math.min(edge * SECTOR, end);
   }
 
+  /** By the descriptor, whatever has become of the path. */
+  extend(size: Bytes): void {
+    try {
+      fs.ftruncateSync(this.fd, size);
+    } catch (error) {
+      throw fromSystem(error, `Cannot extend ${this.path} to ${size} bytes`);
+    }
+  }
+
   protected override slowSize(): number {
     return fs.fstatSync(this.fd).size;
   }

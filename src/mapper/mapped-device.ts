@@ -8,7 +8,7 @@
  * Suspend, resume, revert and the end of the device exclude one another; so do two loads. Everything else reads the
  * state as it is and never waits.
  */
-import type { Mode } from '../device/block-device.ts';
+import type { BlockDevice, Mode } from '../device/block-device.ts';
 import { DmError } from '../errors.ts';
 import { Lock } from '../lib/lock.ts';
 import type { TargetType } from '../targets/target.ts';
@@ -27,6 +27,8 @@ export interface DeviceSource {
   claim(key: unknown, mode: Mode, user: MappedDevice): Promise<Lease>;
   /** The event number has risen. */
   event(device: MappedDevice): void;
+  /** A target of the device has no room left on `below`. True: it is larger now. */
+  enlarge(device: MappedDevice, below: BlockDevice): boolean;
   /** The last opener has left. */
   unused(device: MappedDevice): Promise<void>;
 }
@@ -99,6 +101,7 @@ export class MappedDevice extends IoPath {
         types: this.#source.types,
         readOnly,
         event: () => this.event(),
+        enlarge: (below) => this.#source.enlarge(this, below),
         resolve: (argument) => this.#source.resolve(argument, directory),
         claim: (key, mode) => this.#source.claim(key, mode, this),
       });

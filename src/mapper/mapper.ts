@@ -49,6 +49,8 @@ export interface MapperOptions {
    * must not fail.
    */
   onChange?(kind: ChangeKind, device: MappedDevice): void | Promise<void>;
+  /** A target of `device` has no room left on the disk `below`, in the middle of a write. True: it is larger now. */
+  enlarge?(device: MappedDevice, below: BlockDevice): boolean;
 }
 
 /** Someone who uses a mapped device: a connection, an attached node, a program. Counts in the open count. */
@@ -68,7 +70,8 @@ export class Mapper implements Control {
   #quiet = false;
   #source: DeviceSource;
 
-  constructor({ major = 254, opener = new Disks(), types = targetTypes, onChange = () => {} }: MapperOptions = {}) {
+  constructor(options: MapperOptions = {}) {
+    const { major = 254, opener = new Disks(), types = targetTypes, onChange = () => {}, enlarge } = options;
     this.major = major;
     this.#types = types;
     this.#index = new DeviceIndex(major);
@@ -80,6 +83,7 @@ export class Mapper implements Control {
       resolve: (argument, directory) => this.#resolve(argument, directory),
       claim: (key, mode, user) => this.#claim(key, mode, user),
       event: (device) => void this.#onChange('event', device),
+      enlarge: (device, below) => enlarge?.(device, below) ?? false,
       unused: (device) => this.#unused(device),
     };
   }
@@ -278,7 +282,9 @@ export class Mapper implements Control {
     try {
       for (const { name, uuid, minor, readAhead, readAheadMinimum } of saved)
         await this.create(name, { uuid, minor, readAhead, readAheadMinimum });
-      for (const device of inLoadOrder(saved, this.major)) await this.#restore(device);
+      const isLate = ({ table = [] }: SavedDevice) =>
+        table.some(({ type }) => this.#source.types.get(type)?.writesByItself);
+      for (const device of inLoadOrder(saved, this.major, isLate)) await this.#restore(device);
       for (const { name, deferredRemove } of saved)
         if (deferredRemove && this.#index.named(name)) await this.remove({ name }, { deferred: true });
     } finally {

@@ -35,6 +35,7 @@ export interface TableSource {
   readonly types: ReadonlyMap<string, TargetType>;
   readonly readOnly: boolean;
   event(): void;
+  enlarge(device: BlockDevice): boolean;
   /** The same key for every argument that leads to the same device. */
   resolve(argument: string): Promise<unknown>;
   claim(key: unknown, mode: Mode): Promise<Lease>;
@@ -109,6 +110,7 @@ export class Table {
         readOnly: this.readOnly,
         open: (argument, mode) => this.#open(argument, mode, source),
         event: source.event,
+        enlarge: source.enlarge,
       });
       this.#slots.push({ start: sector(spec.start), length: sector(spec.length), type, target });
       end = spec.start + spec.length;

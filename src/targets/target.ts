@@ -27,6 +27,11 @@ export interface TargetType {
    * mapper then does not load it again after a restart, and shows the text as the device's note.
    */
   volatile?(args: readonly string[]): string | undefined;
+  /**
+   * Writes to its devices by itself once it is resumed. After a restart it waits until every other device is back: other
+   * targets may have to see these writes.
+   */
+  readonly writesByItself?: boolean;
   /** Throws TableError with the kernel's words for what is wrong, or the error of a device that cannot be opened. */
   create(line: TableLine): Promise<Target>;
 }
@@ -47,6 +52,11 @@ export interface TableLine {
   open(device: string, mode: Mode): Promise<BlockDevice>;
   /** Raises the event number of the mapped device that owns the table. Callable at any time in the target's life. */
   event(): void;
+  /**
+   * Asks whoever owns the mapper for more room on a device that this line has opened, and on which none is left. True: it
+   * is larger now. Callable at any time in the target's life.
+   */
+  enlarge(device: BlockDevice): boolean;
 }
 
 /** An area of an underlying device that a target uses. */

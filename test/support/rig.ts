@@ -1,5 +1,6 @@
 /** An origin, its snapshots and a mapper over disks that obey (`ScriptedDevice`), for tests of the snapshot engine. */
 import { expect, onTestFinished } from 'vitest';
+import type { BlockDevice } from '../../src/device/block-device.ts';
 import { MemoryDevice } from '../../src/device/memory.ts';
 import { Mapper } from '../../src/mapper/mapper.ts';
 import { FakeDisks } from '../../src/testing/fake-disks.ts';
@@ -36,7 +37,9 @@ export interface RigOptions {
 
 export class Rig {
   readonly disks = new FakeDisks();
-  readonly mapper = new Mapper({ opener: this.disks });
+  /** What is done for a target that has no room left on a disk. */
+  enlarge: (disk: BlockDevice) => boolean = () => false;
+  readonly mapper = new Mapper({ opener: this.disks, enlarge: (_device, below) => this.enlarge(below) });
   /** All disks' operations, `1:1 W 16+8`. */
   readonly log: string[] = [];
   readonly #memory = new Map<ScriptedDevice, MemoryDevice>();

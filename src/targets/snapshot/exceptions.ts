@@ -16,6 +16,7 @@
  */
 import type { BlockDevice, ChangedExtent, Extent, Maybe } from '../../device/block-device.ts';
 import { DmError, ioError } from '../../errors.ts';
+import { isMetadata } from '../../formats/exception-store.ts';
 import { every, Parts } from '../../lib/parts.ts';
 import type { Commit, ExceptionStore } from '../../stores/exception/store.ts';
 import { bytes } from '../../units.ts';
@@ -37,6 +38,8 @@ export class Exceptions {
   overflows = false;
   /** Called once when the store becomes invalid. */
   onInvalid: () => void = () => {};
+  /** Asks for a larger COW device. True: it is larger now. */
+  enlarge: () => boolean = () => false;
 
   #chunkBytes: number;
   #copies: Copies;
@@ -227,7 +230,7 @@ export class Exceptions {
         break;
       } else if (old * size >= this.origin.size) break;
       else {
-        const from = this.store.allocate(old);
+        const from = this.#allocate(old);
         if (from < 0) return this.#becomeInvalid();
         const count = this.#allocateRun(old, from, last);
         wait = this.#copyRun(old, from, count);
@@ -347,7 +350,7 @@ export class Exceptions {
     const length = count === size ? size : Math.min(size, this.origin.size - old * size);
     if (length < offset + count)
       throw ioError(`Cannot write ${count} bytes at ${old * size + offset}: the origin ${this.origin.name} shrank`);
-    const newChunk = this.store.allocate(old);
+    const newChunk = this.#allocate(old);
     if (newChunk < 0) throw this.#overflow();
     let wait: Maybe;
     try {
@@ -362,6 +365,16 @@ export class Exceptions {
     return this.#reads.on(old, old);
   }
 
+  /** As the store does, from a COW device that is enlarged before it is full, if it can be. */
+  #allocate(old: number): number {
+    let newChunk = this.store.allocate(old);
+    while (newChunk < 0 && this.enlarge()) newChunk = this.store.allocate(old);
+    // The exception that fills its area needs the next area too, and would come too late to ask for it.
+    const fillsArea = newChunk >= 0 && this.store.persistent && isMetadata(this.store.layout, newChunk + 1);
+    if (fillsArea && this.cow.size < (newChunk + 2) * this.#chunkBytes) this.enlarge();
+    return newChunk;
+  }
+
   /** Extends an allocation of `from` for `old` over the chunks up to `last` that need and get a place right behind it. */
   #allocateRun(old: number, from: number, last: number): number {
     const most = Math.min(last - old + 1, this.#copies.longest);
@@ -369,7 +382,7 @@ export class Exceptions {
     while (count < most) {
       const next = old + count;
       if (this.store.lookup(next) >= 0 || this.#copies.of(next)) break;
-      const to = this.store.allocate(next);
+      const to = this.#allocate(next);
       if (to < 0) break;
       if (to !== from + count) {
         this.store.settle(to, false);

@@ -203,6 +203,7 @@ export abstract class SnapshotTable implements Member {
     this.exceptions = exceptions;
     exceptions.overflows = this.#arguments.overflow && exceptions.store.persistent;
     exceptions.onInvalid = () => this.#line.event();
+    exceptions.enlarge = () => this.#line.enlarge(this.cow);
   }
 
   async #takeOver(source: SnapshotTable): Promise<void> {
