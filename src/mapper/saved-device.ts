@@ -39,21 +39,32 @@ export function savedOf(device: MappedDevice): SavedDevice {
   };
 }
 
-/** Lower devices first. A table names those below it as `major:minor`. */
-export function inLoadOrder(saved: readonly SavedDevice[], major: number): SavedDevice[] {
+/**
+ * Lower devices first. A table names those below it as `major:minor`. Devices for which `isLate` and those above them
+ * come after all others.
+ */
+export function inLoadOrder(
+  saved: readonly SavedDevice[],
+  major: number,
+  isLate: (device: SavedDevice) => boolean = () => false,
+): SavedDevice[] {
   const byNumber = new Map(saved.map((device) => [`${major}:${device.minor}`, device]));
   const ordered = new Set<SavedDevice>();
   const begun = new Set<SavedDevice>();
+  const late = new Set<SavedDevice>();
   const visit = (device: SavedDevice): void => {
     if (begun.has(device)) return;
     begun.add(device);
+    if (isLate(device)) late.add(device);
     for (const { args } of device.table ?? [])
       for (const word of args.split(/\s+/)) {
         const below = byNumber.get(word);
-        if (below) visit(below);
+        if (!below) continue;
+        visit(below);
+        if (late.has(below)) late.add(device);
       }
     ordered.add(device);
   };
   for (const device of saved) visit(device);
-  return [...ordered];
+  return [...[...ordered].filter((device) => !late.has(device)), ...[...ordered].filter((device) => late.has(device))];
 }
