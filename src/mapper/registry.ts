@@ -1,5 +1,7 @@
 /** Every target type, newest first, as `dmsetup targets` prints them. A new type is one line here. */
+import { delay } from '../targets/delay.ts';
 import { error } from '../targets/error.ts';
+import { flakey } from '../targets/flakey.ts';
 import { linear } from '../targets/linear.ts';
 import { snapshotOrigin } from '../targets/snapshot/origin.ts';
 import { snapshot } from '../targets/snapshot/snapshot.ts';
@@ -7,4 +9,13 @@ import { striped } from '../targets/striped.ts';
 import type { TargetType } from '../targets/target.ts';
 import { zero } from '../targets/zero.ts';
 
-export const targetTypes: readonly TargetType[] = [zero, snapshotOrigin, snapshot, striped, linear, error];
+export const targetTypes: readonly TargetType[] = [
+  flakey,
+  delay,
+  zero,
+  snapshotOrigin,
+  snapshot,
+  striped,
+  linear,
+  error,
+];

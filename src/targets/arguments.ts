@@ -21,6 +21,12 @@ export function parseSector(word: string | undefined): Sector | undefined {
   return value === undefined ? undefined : sector(value);
 }
 
+/** As `parseNumber`, for what the kernel keeps in 32 bits. */
+export function parseU32(word: string | undefined): number | undefined {
+  const value = parseNumber(word);
+  return value !== undefined && value < 2 ** 32 ? value : undefined;
+}
+
 /** What a table needs of a device that it passes its requests on to. */
 export const tableMode = ({ readOnly }: TableLine) => (readOnly ? 'r' : 'rw');
 

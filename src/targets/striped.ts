@@ -10,7 +10,7 @@ import type { BlockDevice, Extent, Maybe } from '../device/block-device.ts';
 import { DmError } from '../errors.ts';
 import { Parts } from '../lib/parts.ts';
 import { type Bytes, bytes, SECTOR, sector, toBytes } from '../units.ts';
-import { deviceWord, openArgument, parseNumber, parseSector, refuse, tableMode } from './arguments.ts';
+import { deviceWord, openArgument, parseSector, parseU32, refuse, tableMode } from './arguments.ts';
 import type { DeviceRange, StatusKind, TableLine, Target, TargetType } from './target.ts';
 
 /** A device that has failed this often is known to be bad: further errors raise no events. */
@@ -55,11 +55,6 @@ async function stripe(line: TableLine, argument: string, startWord: string, leng
     start,
     length: sector(length),
   };
-}
-
-function parseU32(word: string): number | undefined {
-  const value = parseNumber(word);
-  return value !== undefined && value < 2 ** 32 ? value : undefined;
 }
 
 class Striped implements Target {
