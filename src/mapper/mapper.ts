@@ -100,6 +100,11 @@ export class Mapper implements Control {
     return this.#index.sorted().map((device) => this.#info(device, options));
   }
 
+  /** Stored names, in ascending byte order. */
+  names(): string[] {
+    return this.#index.sorted().map(({ storedName }) => storedName);
+  }
+
   async info(ref: DeviceRef, options?: InactiveOption): Promise<DeviceInfo> {
     return this.#info(this.device(ref), options);
   }
