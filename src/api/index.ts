@@ -24,6 +24,8 @@ export type {
   Fork,
   ForkControl,
   ForkOptions,
+  MergeOptions,
+  MergeProgress,
   Volume,
 } from '../services/fork/fork-control.ts';
 export type { Inspection } from '../services/fork/inspect.ts';

@@ -48,6 +48,8 @@ export function openLocal({ major }: OpenOptions): DeviceMapper {
     volumes: () => forks.volumes(),
     diff: (name, options) => forks.diff(name, options),
     drop: (name, options) => forks.drop(name, options),
+    merge: (name, options) => forks.merge(name, options),
+    mergeProgress: (name, options, signal) => forks.mergeProgress(name, options, signal),
     inspect: inspectFile,
 
     async device(name) {
@@ -72,6 +74,7 @@ export function openLocal({ major }: OpenOptions): DeviceMapper {
 
     async close() {
       await Promise.all(servers.map((server) => server.stop()));
+      await forks.stop();
       await mapper.close();
     },
   };

@@ -115,6 +115,8 @@ export const CALLS = {
   volumes: {},
   diff: { name: text, options: options({ start: integer }) },
   drop: { name: text, options: options({ keepCow: flag }) },
+  merge: { name: text, options: options({ keep: flag, force: flag }) },
+  mergeProgress: { name: text, options: options({ since: integer }) },
 
   attach: { name: text },
   detach: { name: text },

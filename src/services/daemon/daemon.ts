@@ -98,6 +98,8 @@ export class Daemon {
       records: state.forks,
       save: () => this.#saveNow(),
       uri: (name) => nbdUri(socket, name),
+      users: (name) => this.#usersOf(name),
+      log: options.log,
     });
     this.#attachments = new Attachments({
       directory: options.run,
@@ -156,6 +158,7 @@ export class Daemon {
     log('stopping');
     this.#stopping.abort();
     await Promise.race([Promise.allSettled(this.#running), delay(PATIENCE_MS, undefined, { ref: false })]);
+    await this.#forks.stop();
     for (const { name, path } of await this.#attachments.detachAll()) log(`${name} stays attached as ${path}, dead`);
     const nbdStopped = attempt('NBD', this.#nbd.stop());
     await Promise.race([nbdStopped, delay(PATIENCE_MS, undefined, { ref: false })]);
@@ -243,6 +246,8 @@ export class Daemon {
       volumes: () => this.#volumes(),
       diff: ([name, options]) => forks.diff(name as string, options as object),
       drop: ([name, options]) => this.#naming({ name }, forks.drop(name as string, options as object)),
+      merge: ([name, options]) => forks.merge(name as string, options as object),
+      mergeProgress: ([name, options], signal) => forks.mergeProgress(name as string, options as object, signal),
       attach: ([name]) => attachments.attach(name as string),
       detach: ([name]) => attachments.detach(name as string),
       attachments: () => attachments.attachments(),
@@ -287,16 +292,20 @@ export class Daemon {
       return await work;
     } catch (error) {
       if (!(error instanceof DmError) || error.errno !== 'EBUSY') throw error;
-      const found = this.#mapper.device(device as never);
-      const name = found.storedName;
-      const attachment = (await this.#attachments.attachments()).find((entry) => entry.name === name);
-      const connections = this.#exports.connectionsOf(found);
-      if (!attachment && connections === 0) throw error;
-      const hint = attachment
-        ? `it is attached as ${attachment.path}: dmkit detach ${name}`
-        : `it has ${connections} NBD connection${connections === 1 ? '' : 's'}: end the clients, or use dmkit dmsetup remove --deferred ${name}`;
-      throw new DmError(error.code, error.errno, error.message, { hint, cause: error });
+      const name = this.#mapper.device(device as never).storedName;
+      const users = await this.#usersOf(name, `, or use dmkit dmsetup remove --deferred ${name}`);
+      if (users === undefined) throw error;
+      throw new DmError(error.code, error.errno, error.message, { hint: users, cause: error });
     }
+  }
+
+  /** Who has a device open, and how to end that. `instead`: what can be done instead of ending connections. */
+  async #usersOf(name: string, instead = ''): Promise<string | undefined> {
+    const attachment = (await this.#attachments.attachments()).find((entry) => entry.name === name);
+    if (attachment) return `it is attached as ${attachment.path}: dmkit detach ${name}`;
+    const connections = this.#exports.connectionsOf(this.#mapper.device({ name }));
+    if (connections === 0) return undefined;
+    return `it has ${connections} NBD connection${connections === 1 ? '' : 's'}: end the clients${instead}`;
   }
 }
 

@@ -35,8 +35,15 @@ const isTable = (table: unknown) =>
     .map(fields)
     .every(({ start, length, type, args }) => isSector(start) && isSector(length) && isText(type) && isText(args));
 
-const isFork = ({ uuid, role, image, cow }: Fields) =>
-  isText(uuid) && (role === 'fork' || role === 'origin') && isText(image) && (cow === undefined || isText(cow));
+const isFork = ({ uuid, role, image, cow, merging }: Fields) =>
+  isText(uuid) &&
+  (role === 'fork' || role === 'origin') &&
+  isText(image) &&
+  (cow === undefined || isText(cow)) &&
+  (merging === undefined || isMerging(fields(merging)));
+
+const isMerging = ({ name, cow, chunkSize, exceptions }: Fields) =>
+  isText(name) && isText(cow) && isSector(chunkSize) && isSector(exceptions);
 
 const isText = (value: unknown) => typeof value === 'string';
 const isSector = (value: unknown) => typeof value === 'number' && value >= 0;

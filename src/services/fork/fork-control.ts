@@ -47,7 +47,7 @@ export interface Volume {
   size: number;
   /** Bytes of a snapshot's exceptions; absent where the status line has no numbers. */
   used?: number;
-  /** `active`, `suspended`, `Invalid`, `Overflow`, `Merge failed`, `no table`. */
+  /** `active`, `suspended`, `merging NAME 42%`, `Invalid`, `Overflow`, `Merge failed`, `no table`. */
   state: string;
   readOnly: boolean;
   openCount: number;
@@ -88,6 +88,39 @@ export interface Dropped {
   originRemoved?: string;
 }
 
+export interface MergeOptions {
+  /** The COW file stays, emptied, although the fork made it. */
+  keep?: boolean;
+  /** Although the origin device is open: its clients see its contents change. */
+  force?: boolean;
+}
+
+/** How far the merge of a fork is. */
+export interface MergeProgress {
+  /** Of the fork. */
+  name: string;
+  image: string;
+  /** The origin device, which shows what the fork held. */
+  origin: string;
+  cow: string;
+  /** `failed`: it stopped, nothing is lost, and `merge` goes on. `lost`: the store was invalid, the image is as it was. */
+  state: 'merging' | 'failed' | 'lost' | 'done';
+  /** Bytes. */
+  chunkSize: number;
+  /** Chunks that the fork had changed, and how many of them are in the image. */
+  total: number;
+  merged: number;
+  /** Rises whenever something has changed: for `since`. */
+  version: number;
+  /** Why it failed; if it is done, what could not be tidied up. */
+  error?: string;
+  hint?: string;
+  /** As with `Dropped`, when it is done. */
+  deleted?: string;
+  kept?: string;
+  originRemoved?: string;
+}
+
 export interface ForkControl {
   /** EEXIST: the COW file exists and is none of this fork. EBUSY: name in use. EINVAL: no raw image. */
   fork(image: string, name: string, options?: ForkOptions): Promise<Fork>;
@@ -97,4 +130,15 @@ export interface ForkControl {
   diff(name: string, options?: DiffOptions): Promise<Diff>;
   /** EBUSY while open. EINVAL: no snapshot. */
   drop(name: string, options?: { keepCow?: boolean }): Promise<Dropped>;
+  /**
+   * Begins to put what a fork changed into its image, or joins a merge that runs; one that failed goes on. The fork's
+   * device is gone when this resolves, and the origin device shows what it held. EBUSY: the fork is open, or the origin
+   * is and `force` was not given. EROFS: the image cannot be written. EINVAL: no snapshot, or none that can be merged.
+   */
+  merge(name: string, options?: MergeOptions): Promise<MergeProgress>;
+  /**
+   * Of a merge that runs, or of one that has ended not long ago. Given the `version` of the answer before, it resolves
+   * when something has changed, or after some seconds. ENXIO: none is known. EINTR: `signal` (in-process only) fired.
+   */
+  mergeProgress(name: string, options?: { since?: number }, signal?: AbortSignal): Promise<MergeProgress>;
 }

@@ -4,10 +4,12 @@
  *
  *     suspend the origin's devices   create, load and resume the snapshot   resume them      the moment of the fork
  *     suspend them                   remove the snapshot                    resume them      drop
+ *
+ * Merges are in merges.ts.
  */
 import { randomUUID } from 'node:crypto';
 import { existsSync } from 'node:fs';
-import { basename, dirname, join, resolve } from 'node:path';
+import { dirname, join, resolve } from 'node:path';
 import { DmError } from '../../errors.ts';
 import { isNbdUri } from '../../formats/nbd/uri.ts';
 import { Lock } from '../../lib/lock.ts';
@@ -18,9 +20,21 @@ import { deviceWord } from '../../targets/arguments.ts';
 import { type Bytes, SECTOR } from '../../units.ts';
 import { cowSizeFor, createCowFile, deleteCowFile, existingCow, growCowFile } from './cow-file.ts';
 import { compare } from './diff.ts';
-import type { Diff, DiffOptions, Dropped, Fork, ForkControl, ForkOptions, Volume } from './fork-control.ts';
+import type {
+  Diff,
+  DiffOptions,
+  Dropped,
+  Fork,
+  ForkControl,
+  ForkOptions,
+  MergeOptions,
+  MergeProgress,
+  Volume,
+} from './fork-control.ts';
 import { imageFormat, notRaw } from './image.ts';
 import { Images } from './images.ts';
+import { Merges, type MergesOptions } from './merges.ts';
+import { checkName, originNames } from './names.ts';
 import type { ForkRecord, ForksState } from './records.ts';
 import { volumeOf } from './volumes.ts';
 
@@ -44,6 +58,10 @@ export interface ForksOptions {
   save?(): Promise<void>;
   /** The NBD URI of a device; absent where none is served. */
   uri?(name: string): string | undefined;
+  /** Who has a device open, and how to end that, in words. */
+  users?: MergesOptions['users'];
+  log?: MergesOptions['log'];
+  pause?: MergesOptions['pause'];
 }
 
 export class Forks implements ForkControl {
@@ -51,11 +69,13 @@ export class Forks implements ForkControl {
   readonly #images: Images;
   readonly #uri: (name: string) => string | undefined;
   readonly #lock = new Lock();
+  readonly #merges: Merges;
 
-  constructor({ mapper, records = [], save = async () => {}, uri = () => undefined }: ForksOptions) {
+  constructor({ mapper, records = [], save = async () => {}, uri = () => undefined, ...merging }: ForksOptions) {
     this.#mapper = mapper;
     this.#images = new Images(mapper, records, save);
     this.#uri = uri;
+    this.#merges = new Merges({ ...merging, images: this.#images, lock: this.#lock });
   }
 
   /** To be kept over a restart. */
@@ -65,12 +85,14 @@ export class Forks implements ForkControl {
 
   /**
    * After a restart, with the devices it was given: what a crash cut short and nobody was told of. A fork that was never
-   * live is undone, a drop that had removed its device is finished. Returns what was done, in words. Never throws.
+   * live is undone, a drop that had removed its device is finished, a merge goes on. Returns what was done, in words. Never
+   * throws.
    */
   recover(saved: readonly SavedDevice[]): Promise<string[]> {
     return this.#lock.run(async () => {
       const done: string[] = [];
       for (const record of [...this.#images.records]) {
+        if (record.merging) continue;
         const device = saved.find(({ uuid }) => uuid === record.uuid);
         // Only a device that was never resumed has no table and no note of why.
         const unfinished = device !== undefined && device.table === undefined && device.note === undefined;
@@ -88,13 +110,19 @@ export class Forks implements ForkControl {
           done.push(`cannot tidy up after ${device?.name ?? record.uuid}: ${(error as Error).message}`);
         }
       }
-      return done;
+      return [...done, ...(await this.#merges.recover())];
     });
+  }
+
+  /** Follows no merge any more: the devices are to be closed. */
+  stop(): Promise<void> {
+    return this.#merges.stop();
   }
 
   fork(image: string, name: string, options: ForkOptions = {}): Promise<Fork> {
     return this.#lock.run(async () => {
       checkName(name);
+      this.#checkNotMerged(name, 'make');
       const lease = await this.#openImage(image, options);
       try {
         return await this.#fork(lease, name, options);
@@ -105,10 +133,24 @@ export class Forks implements ForkControl {
   }
 
   async volumes(): Promise<Volume[]> {
-    return Promise.all((await this.#mapper.list()).map((info) => volumeOf(this.#images, info, this.#uri(info.name))));
+    const infos = await this.#mapper.list();
+    return Promise.all(
+      infos.map((info) =>
+        volumeOf(this.#images, info, { uri: this.#uri(info.name), merge: this.#merges.on(info.name) }),
+      ),
+    );
+  }
+
+  merge(name: string, options?: MergeOptions): Promise<MergeProgress> {
+    return this.#merges.start(name, options);
+  }
+
+  mergeProgress(name: string, options?: { since?: number }, signal?: AbortSignal): Promise<MergeProgress> {
+    return this.#merges.progress(name, options, signal);
   }
 
   async diff(name: string, { start = 0 }: DiffOptions = {}): Promise<Diff> {
+    this.#checkNotMerged(name, 'compare');
     const open = this.#mapper.open({ name });
     try {
       const snapshot = await this.#images.snapshot(name);
@@ -121,6 +163,7 @@ export class Forks implements ForkControl {
 
   drop(name: string, { keepCow = false }: { keepCow?: boolean } = {}): Promise<Dropped> {
     return this.#lock.run(async () => {
+      this.#checkNotMerged(name, 'drop');
       const info = await this.#mapper.info({ name });
       const record = this.#images.recordOf(info, 'fork');
       // Without a live table nobody can tell what it was; the record can.
@@ -140,6 +183,15 @@ export class Forks implements ForkControl {
       } finally {
         await this.#images.save();
       }
+    });
+  }
+
+  /** The device of that name is gone, but not for good until the merge has ended. */
+  #checkNotMerged(name: string, attempted: string): void {
+    const merging = this.#images.mergingOf(name);
+    if (!merging) return;
+    throw new DmError('MERGING', 'EBUSY', `Cannot ${attempted} ${name}: it is being merged`, {
+      hint: `wait for it: dmkit merge ${name}`,
     });
   }
 
@@ -164,6 +216,7 @@ export class Forks implements ForkControl {
   async #fork({ device }: Lease, name: string, options: ForkOptions): Promise<Fork> {
     const { size } = device;
     const image = device.name;
+    this.#images.checkNotMerging(image, `fork ${image}`);
     if (size === 0)
       throw new DmError('IMAGE_EMPTY', 'EINVAL', `Cannot fork ${image}: it has 0 bytes`, {
         hint: `give it a size: truncate -s 1G ${image}`,
@@ -320,29 +373,4 @@ function cowPath(image: string, name: string, { cow, directory = process.cwd() }
   // Not beside a block device or a URI: /dev lies in memory.
   const beside = image.startsWith('/') && !image.startsWith('/dev/') ? dirname(image) : directory;
   return resolve(directory, cow ?? join(beside, `${name}.cow`));
-}
-
-/** What the fork of `disk.img` calls its origin: `disk`, else `disk-origin`, `disk-origin2`, … */
-function* candidates(image: string): Generator<string> {
-  const plain = basename(image.replace(/[?#].*$/s, '').replace(/\/+$/, ''))
-    .replace(/\.[^.]*$/, '')
-    .replace(/[^0-9A-Za-z#+\-.:=@_]/g, '_')
-    .slice(0, 100);
-  const usable = plain === '' || plain === '.' || plain === '..' || plain === 'control' ? 'image' : plain;
-  yield usable;
-  for (let number = 1; ; number++) yield `${usable}-origin${number === 1 ? '' : number}`;
-}
-
-const originNames = (image: string) => ({
-  find(accept: (name: string) => boolean): string | undefined {
-    for (const name of candidates(image)) if (accept(name)) return name;
-  },
-});
-
-/** Names of forks end in file names, URIs and shell lines: only what needs no escape anywhere. */
-function checkName(name: string): void {
-  if (/^[0-9A-Za-z_@][0-9A-Za-z#+\-.:=@_]{0,126}$/.test(name) && name !== 'control') return;
-  throw new DmError('FORK_NAME', 'EINVAL', `Cannot name a fork ${JSON.stringify(name)}`, {
-    hint: 'letters, digits and # + - . : = @ _, beginning with a letter or digit, at most 127',
-  });
 }

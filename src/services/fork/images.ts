@@ -1,13 +1,17 @@
 /** What the devices of one image have in common: the records, the origin device, who is suspended for a moment. */
 
+import { randomUUID } from 'node:crypto';
 import { DmError } from '../../errors.ts';
-import type { DeviceInfo } from '../../mapper/control.ts';
+import type { DeviceInfo, TargetSpec } from '../../mapper/control.ts';
+import type { MappedDevice } from '../../mapper/mapped-device.ts';
 import type { Mapper } from '../../mapper/mapper.ts';
+import type { SavedDevice } from '../../mapper/saved-device.ts';
 import { splitWords } from '../../targets/arguments.ts';
 import { SECTOR } from '../../units.ts';
 import { deleteCowFile } from './cow-file.ts';
 import type { Dropped } from './fork-control.ts';
-import type { ForkRecord, ForksState } from './records.ts';
+import { originNames } from './names.ts';
+import type { ForkRecord, ForksState, Merging } from './records.ts';
 
 export class Images {
   readonly mapper: Mapper;
@@ -16,6 +20,10 @@ export class Images {
   records: ForkRecord[];
   /** Names of origins that are suspended while a fork comes or goes. */
   readonly #held = new Set<string>();
+  /** Origin devices that a restart must find with another table than they have yet, or for a moment. */
+  readonly #intended = new Map<MappedDevice, TargetSpec>();
+  /** Forks that a restart must not find: their exceptions go to another table. */
+  readonly #leaving = new WeakSet<MappedDevice>();
 
   constructor(mapper: Mapper, records: ForkRecord[], save: () => Promise<void>) {
     this.mapper = mapper;
@@ -28,13 +36,71 @@ export class Images {
    * nobody would resume it.
    */
   async state(): Promise<ForksState> {
-    const devices = (await this.mapper.list()).map(({ name }) => {
+    const devices: SavedDevice[] = [];
+    for (const { name } of await this.mapper.list()) {
+      const device = this.mapper.device({ name });
+      if (this.#leaving.has(device)) continue;
       const saved = this.mapper.save({ name });
-      return this.#held.has(name) ? { ...saved, suspended: false } : saved;
-    });
+      if (this.#held.has(name)) saved.suspended = false;
+      const intended = this.#intended.get(device);
+      if (intended) Object.assign(saved, { table: [intended], suspended: false });
+      devices.push(saved);
+    }
     const uuids = new Set(devices.map(({ uuid }) => uuid));
-    const forks = this.records.filter(({ uuid, dropping }) => dropping !== undefined || uuids.has(uuid));
+    const forks = this.records.filter(
+      ({ uuid, dropping, merging }) => dropping !== undefined || merging !== undefined || uuids.has(uuid),
+    );
     return { devices, forks };
+  }
+
+  /**
+   * While `work` runs, a restart finds `origin` with `table`, whatever it has then; and `fork` not at all, for good unless
+   * `work` fails.
+   */
+  async intending(
+    origin: MappedDevice,
+    table: TargetSpec,
+    fork: MappedDevice | undefined,
+    work: () => Promise<void>,
+  ): Promise<void> {
+    this.#intended.set(origin, table);
+    if (fork) this.#leaving.add(fork);
+    try {
+      await work();
+    } catch (error) {
+      if (fork) this.#leaving.delete(fork);
+      throw error;
+    } finally {
+      this.#intended.delete(origin);
+    }
+  }
+
+  /** Every mapped device but those that are to be gone. */
+  *devices(): Generator<MappedDevice> {
+    for (const name of this.mapper.names()) {
+      const device = this.mapper.device({ name });
+      if (!this.#leaving.has(device)) yield device;
+    }
+  }
+
+  /** Throws MERGING (EBUSY) if a merge into the image runs: until it ends nobody else may look at it from below. */
+  checkNotMerging(image: string, attempted: string): void {
+    const merging = this.mergingInto(image);
+    const device = [...this.devices()].find((each) => isMergeOver(each, image));
+    if (!merging && !device) return;
+    const [what, hint] = merging
+      ? [merging.name, `wait for it: dmkit merge ${merging.name}`]
+      : [device!.storedName, `look at: dmkit dmsetup status ${device!.storedName}`];
+    throw new DmError('MERGING', 'EBUSY', `Cannot ${attempted}: ${what} is being merged into ${image}`, { hint });
+  }
+
+  /** The merge into this image, if there is one. */
+  mergingInto(image: string): Merging | undefined {
+    return this.records.find((record) => record.merging && record.image === image)?.merging;
+  }
+
+  mergingOf(name: string): Merging | undefined {
+    return this.records.find(({ merging }) => merging?.name === name)?.merging;
   }
 
   recordOf(info: DeviceInfo, role: ForkRecord['role']): ForkRecord | undefined {
@@ -64,6 +130,7 @@ export class Images {
 
   /** Removes the origin device that a fork made, when no snapshot of the image is left and nobody has it open. */
   async removeOrigin(image: string): Promise<string | undefined> {
+    if (this.mergingInto(image)) return undefined;
     const list = await this.mapper.list();
     for (const info of list) if ((await this.isOver(info, 'snapshot', image)) !== false) return undefined;
     if (
@@ -72,19 +139,22 @@ export class Images {
       )
     )
       return undefined;
-    const record = this.records.find((entry) => entry.role === 'origin' && entry.image === image);
-    const info = record && list.find(({ uuid }) => uuid === record.uuid);
-    if (!info || info.openCount > 0) return undefined;
-    await this.mapper.remove({ name: info.name });
-    this.remove(record);
-    return info.name;
+    for (const record of this.records) {
+      if (record.role !== 'origin' || record.image !== image) continue;
+      const info = list.find(({ uuid }) => uuid === record.uuid);
+      if (!info || info.openCount > 0) continue;
+      await this.mapper.remove({ name: info.name });
+      this.remove(record);
+      return info.name;
+    }
   }
 
   /** Every mapped device through which the image is written. */
   async originsOf(image: string): Promise<DeviceInfo[]> {
     const origins: DeviceInfo[] = [];
     for (const info of await this.mapper.list())
-      if (await this.isOver(info, 'snapshot-origin', image)) origins.push(info);
+      if ((await this.isOver(info, 'snapshot-origin', image)) || (await this.isOver(info, 'snapshot-merge', image)))
+        origins.push(info);
     return origins;
   }
 
@@ -92,6 +162,32 @@ export class Images {
   async isOver(info: DeviceInfo, type: string, image: string): Promise<boolean> {
     const targets = await this.mapper.table({ name: info.name });
     return targets.some((target) => target.type === type && splitWords(target.text)[0] === image);
+  }
+
+  /** An origin device without a table, where there was one. */
+  async makeOriginDevice(image: string): Promise<MappedDevice> {
+    const names = new Set(this.mapper.names());
+    const name = originNames(image).find((candidate) => !names.has(candidate))!;
+    const uuid = `dmkit-origin-${randomUUID()}`;
+    const record: ForkRecord = { uuid, role: 'origin', image };
+    this.records.push(record);
+    try {
+      await this.mapper.create(name, { uuid });
+    } catch (error) {
+      this.remove(record);
+      throw error;
+    }
+    return this.mapper.device({ name });
+  }
+
+  /** While `work` runs, the device is saved as if it were not suspended. */
+  async holding(name: string, work: () => Promise<void>): Promise<void> {
+    this.#held.add(name);
+    try {
+      await work();
+    } finally {
+      this.#held.delete(name);
+    }
   }
 
   async whileSuspended(origins: readonly DeviceInfo[], work: () => Promise<void>): Promise<void> {
@@ -113,13 +209,18 @@ export class Images {
   }
 
   /** Throws NO_SNAPSHOT unless the device is one snapshot and nothing else. */
-  async snapshot(name: string): Promise<{ origin: string; cow: string; chunkSize: number }> {
+  async snapshot(name: string): Promise<{ origin: string; cow: string; store: string; chunkSize: number }> {
     const targets = await this.mapper.table({ name });
     const words = splitWords(targets[0]?.text ?? '');
     if (targets.length !== 1 || targets[0].type !== 'snapshot')
       throw new DmError('NO_SNAPSHOT', 'EINVAL', `${name} is no snapshot: ${targets[0]?.type ?? 'it has no table'}`, {
         hint: 'look at: dmkit ls',
       });
-    return { origin: words[0], cow: words[1], chunkSize: Number(words[3]) * SECTOR };
+    return { origin: words[0], cow: words[1], store: words[2], chunkSize: Number(words[3]) * SECTOR };
   }
 }
+
+const isMergeOver = (device: MappedDevice, image: string) =>
+  device.liveTable
+    ?.text('table')
+    .some(({ type, text }) => type === 'snapshot-merge' && splitWords(text)[0] === image) ?? false;

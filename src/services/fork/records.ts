@@ -13,6 +13,21 @@ export interface ForkRecord {
   owned?: boolean;
   /** Being dropped: once the device is gone, so must be the file (unless it is kept), and the origin with the last fork. */
   dropping?: 'delete' | 'keep';
+  /** Being merged: its device is gone, or will be after a restart, and the origin device has a `snapshot-merge` table. */
+  merging?: Merging;
+}
+
+export interface Merging {
+  /** Of the device that was. */
+  name: string;
+  /** As the table of the origin device has it. */
+  cow: string;
+  /** Bytes. */
+  chunkSize: number;
+  /** At the start. */
+  exceptions: number;
+  /** The COW file stays, emptied. */
+  keep: boolean;
 }
 
 /** What a restart must find again. */

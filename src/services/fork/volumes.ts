@@ -1,11 +1,15 @@
 import type { DeviceInfo } from '../../mapper/control.ts';
 import { splitWords } from '../../targets/arguments.ts';
 import { SECTOR } from '../../units.ts';
-import type { Volume } from './fork-control.ts';
+import type { MergeProgress, Volume } from './fork-control.ts';
 import type { Images } from './images.ts';
 
-/** A device as `dmkit ls` shows it. `uri`: where it is served. */
-export async function volumeOf(images: Images, info: DeviceInfo, uri?: string): Promise<Volume> {
+/** A device as `dmkit ls` shows it. `uri`: where it is served; `merge`: what runs on it. */
+export async function volumeOf(
+  images: Images,
+  info: DeviceInfo,
+  { uri, merge }: { uri?: string; merge?: MergeProgress },
+): Promise<Volume> {
   const { name, size, readOnly, openCount, note } = info;
   const tables = await images.mapper.table({ name });
   const [status] = await images.mapper.status({ name });
@@ -23,11 +27,16 @@ export async function volumeOf(images: Images, info: DeviceInfo, uri?: string): 
   if (!table) {
     const record = images.recordOf(info, 'fork') ?? images.recordOf(info, 'origin');
     if (record) Object.assign(volume, { origin: record.image, cow: record.cow });
-  } else if (table.type === 'snapshot') {
+  } else if (table.type === 'snapshot' || table.type === 'snapshot-merge') {
     [volume.origin, volume.cow] = splitWords(table.text);
     const usage = /^(\d+)\/\d+ (\d+)$/.exec(status.text);
     if (usage) volume.used = (Number(usage[1]) - Number(usage[2])) * SECTOR;
     else volume.state = status.text;
+    // The words of a table that had overflowed say nothing of its merge.
+    if (merge?.state === 'merging' && !info.suspended) volume.state = `merging ${merge.name} ${percent(merge)}%`;
   } else if (table.type === 'snapshot-origin') [volume.origin] = splitWords(table.text);
   return volume;
 }
+
+/** 100 only when it is done. */
+const percent = ({ total, merged }: MergeProgress) => (total === 0 ? 100 : Math.floor((merged / total) * 100));

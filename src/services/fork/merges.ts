@@ -1,0 +1,485 @@
+/**
+ * Merges: what a fork changed goes back into its image, while the origin device is in use (Linux `snapshot-merge`).
+ *
+ *     1  the record says so, durably      a restart from here on: origin device = `snapshot-merge`, no fork device
+ *     2  handover                         origin: load; suspend both; resume. The fork's device is removed
+ *     3  followed                         the target merges by itself; its status is asked for now and then
+ *     4  origin: `snapshot-origin` again  durably, so that no restart needs the COW file any more
+ *     5  COW file deleted, record gone    and the origin device, if it was the last fork
+ *
+ * Killed at any moment, `recover` goes on where the saved state says. Until 4 the image alone is a mix of old and new.
+ */
+import { setTimeout as delay } from 'node:timers/promises';
+import { DmError } from '../../errors.ts';
+import type { Lock } from '../../lib/lock.ts';
+import type { TargetSpec } from '../../mapper/control.ts';
+import type { MappedDevice } from '../../mapper/mapped-device.ts';
+import { deviceWord, splitWords } from '../../targets/arguments.ts';
+import { SECTOR } from '../../units.ts';
+import type { MergeOptions, MergeProgress } from './fork-control.ts';
+import type { Images } from './images.ts';
+import { checkMerge, type Mergeable } from './merge-check.ts';
+import { exceptionsBy, exceptionsIn, mergeTable } from './merge-status.ts';
+import type { ForkRecord, Merging } from './records.ts';
+
+/** Results kept for those who ask late. */
+const FINISHED_MAX = 64;
+/** How long `progress` waits for a change. */
+const PATIENCE_MS = 10_000;
+const PAUSE_MIN_MS = 5;
+const PAUSE_MAX_MS = 250;
+/** After something that was to be tidied up could not be. */
+const RETRY_MS = 2000;
+
+export interface MergesOptions {
+  images: Images;
+  /** Held while a fork comes or goes. */
+  lock: Lock;
+  /** Who has a device open, and how to end that, in words. */
+  users?(name: string): Promise<string | undefined>;
+  log?(line: string): void;
+  /** Between two looks at the status. Rejects when `signal` fires. */
+  pause?(ms: number, signal: AbortSignal): Promise<unknown>;
+}
+
+type Record = ForkRecord & { merging: Merging };
+
+/** What is looked at: the merge, and the device it runs on, if that is there. */
+interface Entry {
+  readonly record: Record;
+  readonly progress: MergeProgress;
+  origin: MappedDevice | undefined;
+  /** Somebody looks. */
+  followed: boolean;
+}
+
+export class Merges {
+  readonly #images: Images;
+  readonly #lock: Lock;
+  readonly #users: (name: string) => Promise<string | undefined>;
+  readonly #log: (line: string) => void;
+  readonly #pause: (ms: number, signal: AbortSignal) => Promise<unknown>;
+  readonly #entries = new Map<ForkRecord, Entry>();
+  /** The oldest first. */
+  #finished: MergeProgress[] = [];
+  readonly #waiters = new Set<() => void>();
+  readonly #stopping = new AbortController();
+  readonly #following = new Set<Promise<void>>();
+  #version = 0;
+
+  constructor({ images, lock, users, log = () => {}, pause }: MergesOptions) {
+    this.#images = images;
+    this.#lock = lock;
+    this.#users = users ?? (async () => undefined);
+    this.#log = log;
+    this.#pause = pause ?? ((ms, signal) => delay(ms, undefined, { signal }));
+  }
+
+  /** See `ForkControl.merge`. */
+  start(name: string, options: MergeOptions = {}): Promise<MergeProgress> {
+    return this.#lock.run(async () => {
+      const entry = [...this.#entries.values()].find(({ record }) => record.merging.name === name);
+      if (entry) return this.#join(entry, options);
+      const isThere = (await this.#images.mapper.list()).some((info) => info.name === name);
+      const finished = this.#finished.findLast((progress) => progress.name === name);
+      if (!isThere && finished) return finished;
+      const found = await checkMerge(this.#images, name, options, this.#users);
+      return this.#begin(found, options.keep ?? false);
+    });
+  }
+
+  /** See `ForkControl.mergeProgress`. */
+  async progress(name: string, { since }: { since?: number } = {}, signal?: AbortSignal): Promise<MergeProgress> {
+    const find = () =>
+      [...this.#entries.values()].find(({ record }) => record.merging.name === name)?.progress ??
+      this.#finished.findLast((progress) => progress.name === name);
+    const found = find();
+    if (!found)
+      throw new DmError('NOT_MERGING', 'ENXIO', `${name} is not being merged`, { hint: `begin: dmkit merge ${name}` });
+    if (found.version !== since || found.state !== 'merging') return { ...found };
+    await this.#changed(signal);
+    return { ...(find() ?? found) };
+  }
+
+  /** Of the merge that runs on this origin device. */
+  on(origin: string): MergeProgress | undefined {
+    for (const { progress } of this.#entries.values()) if (progress.origin === origin) return progress;
+  }
+
+  /**
+   * After a restart, with the devices it was given: follows the merges that go on, and ends those that were done. What was
+   * found, in words. Never throws.
+   */
+  async recover(): Promise<string[]> {
+    const told: string[] = [];
+    for (const record of this.#images.records.filter(isMerging)) {
+      const { name, cow } = record.merging;
+      const entry = this.#enter(record);
+      const device = this.#deviceOf(record);
+      entry.origin = device;
+      try {
+        if (typeOf(device) === 'snapshot-origin' && (await this.#isEmpty(record))) {
+          await this.#tidy(entry);
+          told.push(`${name}: finished its merge into ${record.image}`);
+        } else if (typeOf(device) === 'snapshot-merge') {
+          told.push(`${name}: its merge into ${record.image} goes on`);
+          this.#follow(entry);
+        } else this.#fail(entry, device?.note ?? `no device has the table that merges ${cow}`);
+      } catch (error) {
+        this.#fail(entry, (error as Error).message);
+      }
+    }
+    return told;
+  }
+
+  /** No merge is looked at any more; those that run go on by themselves, until their devices are closed. */
+  async stop(): Promise<void> {
+    this.#stopping.abort();
+    this.#wake();
+    await Promise.allSettled(this.#following);
+  }
+
+  async #begin({ fork, origin, image, cow, chunkSize, exceptions }: Mergeable, keep: boolean): Promise<MergeProgress> {
+    const images = this.#images;
+    const name = fork.storedName;
+    const known = images.recordOf(await images.mapper.info({ name }), 'fork');
+    const record = (known ?? { uuid: fork.uuid, role: 'fork', image }) as Record;
+    record.merging = { name, cow, chunkSize, exceptions, keep };
+    if (!known) images.records.push(record);
+    const table = mergeTable(image, cow, origin.size, chunkSize);
+    try {
+      await images.intending(origin, table, fork, async () => {
+        // What would not survive a restart is not begun.
+        await images.save();
+        await this.#handOver(fork, origin, image, table);
+      });
+    } catch (error) {
+      delete (record as ForkRecord).merging;
+      if (!known) images.remove(record);
+      await images.save().catch(() => {});
+      throw error;
+    }
+    const entry = this.#enter(record);
+    entry.origin = origin;
+    this.#log(`${name}: merging ${exceptions} chunks into ${image}`);
+    this.#follow(entry);
+    return { ...entry.progress };
+  }
+
+  /** The kernel's sequence. What fails leaves both devices as they were. */
+  async #handOver(fork: MappedDevice, origin: MappedDevice, image: string, table: TargetSpec): Promise<void> {
+    const { mapper } = this.#images;
+    const [above, below] = [{ name: origin.storedName }, { name: fork.storedName }];
+    const forkSuspended = fork.suspended;
+    await mapper.load(above, [table]);
+    await this.#images.holding(above.name, async () => {
+      try {
+        await mapper.suspend(above);
+        await mapper.suspend(below);
+        // What may have changed since it was looked at.
+        if (fork.openCount > 0)
+          throw new DmError('DEVICE_OPEN', 'EBUSY', `Cannot merge ${below.name}: it was opened meanwhile`, {
+            hint: 'close it, and repeat the command',
+          });
+        if (fork.liveTable?.text('info')[0].text === 'Invalid')
+          throw new DmError('SNAPSHOT_INVALID', 'EIO', `Cannot merge ${below.name}: it has become invalid`, {
+            hint: `remove it: dmkit drop ${below.name}`,
+          });
+        await mapper.resume(above);
+      } catch (error) {
+        // A merge that was refused has the live table already.
+        if (typeOf(origin) === 'snapshot-merge') await mapper.load(above, [originTable(image, origin.size)]);
+        else await mapper.clear(above);
+        await mapper.resume(above);
+        if (!forkSuspended) await mapper.resume(below);
+        throw error;
+      }
+    });
+    // Someone may have opened it a moment ago, and reads errors from it until he goes.
+    await mapper.remove(below).catch(() => mapper.remove(below, { deferred: true }));
+  }
+
+  async #join(entry: Entry, { keep }: MergeOptions): Promise<MergeProgress> {
+    const { record, progress } = entry;
+    if (keep && !record.merging.keep) {
+      record.merging.keep = true;
+      await this.#images.save();
+    }
+    if (progress.state === 'failed') await this.#goOn(entry);
+    return { ...progress };
+  }
+
+  /** After a failure, once its cause is gone: with a table made anew, as the words of the old one stay. */
+  async #goOn(entry: Entry): Promise<void> {
+    const { record, progress } = entry;
+    const { mapper } = this.#images;
+    const { cow, chunkSize, name } = record.merging;
+    const known = this.#deviceOf(record);
+    const sectors = known && tableOf(known)[0]?.length;
+    const size = sectors === undefined ? await this.#sizeOf(record.image) : sectors * SECTOR;
+    const origin = known ?? (await this.#images.makeOriginDevice(record.image));
+    const table = mergeTable(record.image, cow, size, chunkSize);
+    const ref = { name: origin.storedName };
+    const work = this.#images.intending(origin, table, undefined, () =>
+      this.#images.holding(ref.name, async () => {
+        await this.#images.save();
+        if (typeOf(origin) === 'snapshot-merge') {
+          // One merge cannot take over from another. In between, what is written goes to the COW file, and is merged.
+          await mapper.load(ref, [{ ...table, type: 'snapshot' }]);
+          await mapper.resume(ref);
+        }
+        await mapper.load(ref, [table]);
+        await mapper.resume(ref);
+      }),
+    );
+    try {
+      await work;
+    } catch (error) {
+      if (!known) await mapper.remove(ref);
+      throw error;
+    }
+    entry.origin = origin;
+    Object.assign(progress, { state: 'merging', origin: origin.storedName, error: undefined, hint: undefined });
+    this.#touch(progress);
+    this.#log(`${name}: its merge into ${record.image} goes on`);
+    this.#follow(entry);
+  }
+
+  #enter(record: Record): Entry {
+    const { name, cow, chunkSize, exceptions } = record.merging;
+    const progress: MergeProgress = {
+      name,
+      image: record.image,
+      origin: this.#deviceOf(record)?.storedName ?? '',
+      cow,
+      state: 'merging',
+      chunkSize,
+      total: exceptions,
+      merged: 0,
+      version: 0,
+    };
+    const entry: Entry = { record, progress, origin: undefined, followed: false };
+    this.#entries.set(record, entry);
+    this.#touch(progress);
+    return entry;
+  }
+
+  #follow(entry: Entry): void {
+    if (entry.followed) return;
+    entry.followed = true;
+    const following = this.#watch(entry).finally(() => {
+      entry.followed = false;
+      this.#following.delete(following);
+    });
+    this.#following.add(following);
+  }
+
+  async #watch(entry: Entry): Promise<void> {
+    const { signal } = this.#stopping;
+    for (let pause = PAUSE_MIN_MS; !signal.aborted; pause = Math.min(pause * 2, PAUSE_MAX_MS)) {
+      try {
+        if (await this.#look(entry)) return;
+      } catch (error) {
+        // The state cannot be saved, or a disk failed: another time perhaps.
+        this.#log(`${entry.progress.name}: ${(error as Error).message}`);
+        pause = RETRY_MS;
+      }
+      await this.#pause(pause, signal).catch(() => {});
+    }
+  }
+
+  /** True: the merge has ended, this way or that. */
+  async #look(entry: Entry): Promise<boolean> {
+    const { record, progress, origin } = entry;
+    if (!origin || origin.deleting) {
+      this.#fail(entry, `its origin device ${progress.origin} was removed`, 'bring it back');
+      return true;
+    }
+    progress.origin = origin.storedName;
+    const type = typeOf(origin);
+    if (type !== 'snapshot-merge' || this.#deviceOf(record) !== origin) {
+      if (type === 'snapshot-origin' && (await this.#isEmpty(record))) return this.#finish(entry);
+      this.#fail(entry, `its origin device ${progress.origin} has another table`, 'merge all the same');
+      return true;
+    }
+    const [{ text }] = origin.liveTable!.text('info');
+    if (text === 'Invalid') return !origin.suspended && this.#giveUp(entry);
+    if (text === 'Merge failed') {
+      const { note } = await this.#images.mapper.info({ name: origin.storedName });
+      this.#fail(entry, note ?? 'a disk failed');
+      return true;
+    }
+    const left = exceptionsBy(text, progress.chunkSize) ?? (await this.#exceptionsOf(record));
+    this.#count(progress, left);
+    return left === 0 && !origin.suspended && this.#finish(entry);
+  }
+
+  #count(progress: MergeProgress, left: number): void {
+    const total = Math.max(progress.total, left);
+    const merged = total - left;
+    if (total === progress.total && merged === progress.merged) return;
+    progress.total = total;
+    progress.merged = merged;
+    this.#touch(progress);
+  }
+
+  #finish(entry: Entry): Promise<boolean> {
+    return this.#lock.run(async () => {
+      if (this.#stopping.signal.aborted) return false;
+      await this.#restoreOrigin(entry);
+      // The COW file may go only when no restart looks for it.
+      await this.#images.save();
+      await this.#tidy(entry);
+      this.#log(`${entry.progress.name}: merged into ${entry.progress.image}`);
+      return true;
+    });
+  }
+
+  /** The store was invalid when it was opened: what the fork held is lost, and was before the merge began. */
+  #giveUp(entry: Entry): Promise<boolean> {
+    return this.#lock.run(async () => {
+      if (this.#stopping.signal.aborted) return false;
+      const { record, progress } = entry;
+      await this.#restoreOrigin(entry);
+      this.#images.remove(record);
+      const originRemoved = await this.#images.removeOrigin(record.image);
+      await this.#images.save();
+      this.#end(entry, {
+        state: 'lost',
+        error: `Cannot merge ${progress.name}: its COW store ${progress.cow} became invalid before the merge began`,
+        hint: 'the image is as it was without the fork',
+        kept: progress.cow,
+        originRemoved,
+      });
+      return true;
+    });
+  }
+
+  async #restoreOrigin({ origin, record }: Entry): Promise<void> {
+    if (!origin || typeOf(origin) !== 'snapshot-merge') return;
+    const { mapper } = this.#images;
+    const ref = { name: origin.storedName };
+    await this.#images.whileSuspended([await mapper.info(ref)], async () => {
+      await mapper.load(ref, [originTable(record.image, origin.size)]);
+    });
+  }
+
+  async #tidy(entry: Entry): Promise<void> {
+    const { record } = entry;
+    const { keep, cow } = record.merging;
+    const end: Partial<MergeProgress> = { state: 'done', merged: entry.progress.total };
+    try {
+      Object.assign(end, await this.#images.forget(record, !keep));
+    } catch (error) {
+      end.error = (error as Error).message;
+    }
+    if (end.deleted === undefined) end.kept = cow;
+    await this.#images.save().catch((error: Error) => this.#log(error.message));
+    this.#end(entry, end);
+  }
+
+  #end(entry: Entry, end: Partial<MergeProgress>): void {
+    const { record, progress } = entry;
+    this.#entries.delete(record);
+    Object.assign(progress, end);
+    this.#finished = [...this.#finished.slice(1 - FINISHED_MAX), progress];
+    this.#touch(progress);
+  }
+
+  #fail(entry: Entry, why: string, then = 'once that is repaired'): void {
+    const { progress } = entry;
+    Object.assign(progress, {
+      state: 'failed',
+      error: `The merge of ${progress.name} into ${progress.image} has stopped: ${why}`,
+      hint: `nothing is lost; ${then}: dmkit merge ${progress.name}`,
+    });
+    this.#touch(progress);
+    this.#log(progress.error!);
+  }
+
+  #touch(progress: MergeProgress): void {
+    progress.version = ++this.#version;
+    this.#wake();
+  }
+
+  #wake(): void {
+    for (const waiter of this.#waiters) waiter();
+    this.#waiters.clear();
+  }
+
+  #changed(signal?: AbortSignal): Promise<void> {
+    return new Promise((resolve, reject) => {
+      const interrupted = () =>
+        reject(new DmError('INTERRUPTED', 'EINTR', 'The wait for a merge was interrupted; the merge goes on'));
+      if (signal?.aborted) return interrupted();
+      const end = (settle: () => void) => () => {
+        this.#waiters.delete(waiter);
+        clearTimeout(timer);
+        signal?.removeEventListener('abort', abort);
+        settle();
+      };
+      const waiter = end(resolve);
+      const abort = end(interrupted);
+      const timer = setTimeout(waiter, PATIENCE_MS);
+      this.#waiters.add(waiter);
+      signal?.addEventListener('abort', abort, { once: true });
+    });
+  }
+
+  /** The device that merges the record's store, would if its table could be loaded, or did. */
+  #deviceOf({ image, merging: { cow } }: Record): MappedDevice | undefined {
+    let plain: MappedDevice | undefined;
+    for (const device of this.#images.devices()) {
+      const [{ type, args } = { type: '', args: '' }] = tableOf(device);
+      const words = splitWords(args);
+      if (words[0] !== image) continue;
+      // A plain snapshot: left by `#goOn` when it could not go on.
+      if ((type === 'snapshot-merge' || type === 'snapshot') && words[1] === cow) return device;
+      if (type === 'snapshot-origin') plain ??= device;
+    }
+    return plain;
+  }
+
+  async #exceptionsOf({ merging: { cow, chunkSize } }: Record): Promise<number> {
+    const lease = await this.#images.mapper.lease(cow);
+    try {
+      return await exceptionsIn(lease.device, chunkSize);
+    } finally {
+      await lease.release();
+    }
+  }
+
+  /** A file that is gone was deleted for being empty. */
+  async #isEmpty(record: Record): Promise<boolean> {
+    try {
+      return (await this.#exceptionsOf(record)) === 0;
+    } catch (error) {
+      if (error instanceof DmError && error.code === 'DEVICE_NOT_FOUND') return true;
+      throw error;
+    }
+  }
+
+  async #sizeOf(image: string): Promise<number> {
+    const lease = await this.#images.mapper.lease(image);
+    try {
+      return lease.device.size;
+    } finally {
+      await lease.release();
+    }
+  }
+}
+
+const isMerging = (record: ForkRecord): record is Record => record.merging !== undefined;
+
+/** The live table, or the one that could not be loaded after a restart. */
+const tableOf = (device: MappedDevice): TargetSpec[] =>
+  device.liveTable?.text('table').map(({ text, ...line }) => ({ ...line, args: text })) ?? device.lostTable ?? [];
+
+const typeOf = (device: MappedDevice | undefined) => device?.liveTable?.targets[0]?.type.name;
+
+const originTable = (image: string, size: number): TargetSpec => ({
+  start: 0,
+  length: size / SECTOR,
+  type: 'snapshot-origin',
+  args: deviceWord({ name: image }),
+});
