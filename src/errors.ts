@@ -39,11 +39,20 @@ export interface ErrorDetail {
   cause?: unknown;
 }
 
+/** Which part of a `create` with a table failed, and the number that the device had. */
+export interface FailedStep {
+  call: 'load' | 'resume';
+  major: number;
+  minor: number;
+}
+
 export class DmError extends Error {
   override readonly name: string = 'DmError';
   readonly code: string;
   readonly errno: Errno;
   readonly hint: string | undefined;
+  /** Of a call that consists of several. */
+  step?: FailedStep;
 
   constructor(code: string, errno: Errno, message: string, detail: ErrorDetail = {}) {
     super(message, detail.cause === undefined ? undefined : { cause: detail.cause });

@@ -70,6 +70,11 @@ export interface CreateOptions {
   /** -1: auto, 0: none, N: sectors; `readAheadMinimum`: N is a minimum. */
   readAhead?: number;
   readAheadMinimum?: boolean;
+  /** To be loaded and made live at once: the device is there with this table, or not at all. */
+  table?: TargetSpec[];
+  /** How the table is loaded and resumed. */
+  load?: LoadOptions;
+  resume?: SuspendOptions;
 }
 
 export interface LoadOptions {
@@ -104,7 +109,10 @@ export interface Control {
   list(options?: InactiveOption): Promise<DeviceInfo[]>;
   /** ENXIO if there is no such device (every call that takes a DeviceRef). */
   info(device: DeviceRef, options?: InactiveOption): Promise<DeviceInfo>;
-  /** EBUSY: name or uuid in use. ENXIO: minor in use. EINVAL: `.`, `..`, `control`, empty name. */
+  /**
+   * EBUSY: name or uuid in use. ENXIO: minor in use. EINVAL: `.`, `..`, `control`, empty name. With a table also what
+   * `load` and `resume` reject with; the error's `step` says which, and the device is gone.
+   */
   create(name: string, options?: CreateOptions): Promise<DeviceInfo>;
   /**
    * Builds a table, opens its devices and puts it into the inactive slot, in place of what was there. TableError, mostly

@@ -45,6 +45,8 @@ export class MappedDevice extends IoPath {
   uuid: string;
   eventNumber = 0;
   deferredRemove = false;
+  /** Between the beginning and the end of its `create`: a restart does not bring it back. */
+  unfinished = false;
   /** No new openers; the name is free again. */
   deleting = false;
   geometry: Geometry | undefined;

@@ -117,8 +117,10 @@ export class Mapper implements Control {
     const device = new MappedDevice(this.#source, minor, name, uuid);
     if (options.readAhead !== undefined && options.readAhead >= 0) device.readAheadAsked = options.readAhead;
     device.readAheadMinimum = options.readAheadMinimum ?? false;
+    device.unfinished = options.table !== undefined;
     this.#index.add(device);
     await this.#onChange('create', device);
+    if (options.table) await this.#finish(device, options.table, options);
     return this.#info(device);
   }
 
@@ -351,6 +353,25 @@ export class Mapper implements Control {
       const note = this.#source.types.get(type)?.volatile?.(splitWords(args));
       if (note !== undefined) return note;
     }
+  }
+
+  /** The other half of `create`: what has no table then is removed again, unless somebody has it open by now. */
+  async #finish(device: MappedDevice, table: TargetSpec[], { load, resume }: CreateOptions): Promise<void> {
+    let call: 'load' | 'resume' = 'load';
+    try {
+      await device.load(table, load);
+      call = 'resume';
+      await device.resume(resume);
+    } catch (error) {
+      device.unfinished = false;
+      // What went wrong first is what the user must hear of.
+      if (!device.deleting && device.openCount === 0) await this.#remove(device).catch(() => {});
+      else await this.#onChange('change', device);
+      if (error instanceof DmError) error.step = { call, major: this.major, minor: device.minor };
+      throw error;
+    }
+    device.unfinished = false;
+    await this.#onChange('table', device);
   }
 
   async #onChange(kind: ChangeKind, device: MappedDevice): Promise<void> {

@@ -1,12 +1,12 @@
 /** create, load and reload: devices and tables from text. */
 import { readFile } from 'node:fs/promises';
 import { resolve } from 'node:path';
-import type { DeviceInfo, TargetSpec } from '../../api/index.ts';
+import { type DeviceInfo, DmError, type TargetSpec } from '../../api/index.ts';
 import { CommandFailure } from '../failure.ts';
 import { parseConcise } from './concise.ts';
 import { leadingInteger } from './options.ts';
 import { infoBlock } from './print.ts';
-import type { Given, Session } from './session.ts';
+import { type Given, OperationFailure, type Session } from './session.ts';
 import { parseTable } from './table-text.ts';
 
 interface NewDevice {
@@ -54,7 +54,7 @@ async function createConcise(session: Session, args: readonly string[]): Promise
 /** A concise device names a minor alone. Only the line of an error shows the major: there is a device that has it. */
 const majorShown = async (session: Session) => (await session.list())[0]?.major ?? 254;
 
-/** All three steps, or none: a device whose table cannot be loaded or resumed is removed again. */
+/** Each of the kernel's three steps fails with a line of its own. */
 async function createOne(session: Session, wanted: NewDevice, readTable: () => Promise<TargetSpec[]>): Promise<void> {
   const { options } = session;
   if (Buffer.byteLength(wanted.name) <= 127 && wanted.name.includes('/')) throw nameWithSlash(wanted.name);
@@ -66,25 +66,26 @@ async function createOne(session: Session, wanted: NewDevice, readTable: () => P
     throw new CommandFailure("Missing major number for persistent device.\nCouldn't create ioctl argument.");
   const asked: Given = { ref: { name }, name, uuid, number: number ? `(${number.major}:${number.minor})` : '' };
   const { readAhead } = options;
-  let info = await session.call('create', asked, (control) =>
-    control.create(name, {
-      ...(uuid !== '' && { uuid }),
-      ...(number && { minor: number.minor }),
-      ...(readAhead && { readAhead: readAhead.sectors, readAheadMinimum: readAhead.minimum }),
+  const made = {
+    ...(uuid !== '' && { uuid }),
+    ...(number && { minor: number.minor }),
+    ...(readAhead && { readAhead: readAhead.sectors, readAheadMinimum: readAhead.minimum }),
+    ...(table.length > 0 && {
+      table,
+      load: loadOptions(session, wanted.readOnly),
+      resume: session.suspendOptions,
     }),
-  );
-  if (table.length > 0) {
-    const device: Given = { ref: { name }, name, uuid: '', number: `(${info.major}:${info.minor})` };
+  };
+  const info = await session.call('create', asked, async (control) => {
     try {
-      await load(session, device, table, wanted.readOnly);
-      info = await session.call('resume', device, (control) => control.resume({ name }, session.suspendOptions));
+      return await control.create(name, made);
     } catch (error) {
-      const control = await session.control();
-      // What went wrong first is what the user must hear of.
-      await control.remove({ name }).catch(() => {});
-      throw error;
+      if (!(error instanceof DmError) || !error.step) throw error;
+      const { call, major, minor } = error.step;
+      const device: Given = { ref: { name }, name, uuid: '', number: `(${major}:${minor})` };
+      throw new OperationFailure(call === 'load' ? 'reload' : call, device, error);
     }
-  }
+  });
   if (options.verbose > 0) session.print(infoBlock(session, info));
 }
 
@@ -105,10 +106,13 @@ export async function loadTable(session: Session, args: readonly string[]): Prom
 }
 
 function load(session: Session, device: Given, table: TargetSpec[], readOnly: boolean): Promise<DeviceInfo> {
-  return session.call('reload', device, (control) =>
-    control.load(device.ref, table, { ...(readOnly && { readOnly }), directory: session.io.cwd }),
-  );
+  return session.call('reload', device, (control) => control.load(device.ref, table, loadOptions(session, readOnly)));
 }
+
+const loadOptions = (session: Session, readOnly: boolean) => ({
+  ...(readOnly && { readOnly }),
+  directory: session.io.cwd,
+});
 
 /** --table wins over the file, the file over standard input. */
 async function tableGiven(session: Session, file: string | undefined): Promise<TargetSpec[]> {

@@ -71,6 +71,7 @@ const targetSpec = object({ start: integer, length: integer, type: text, args: t
   'args',
 ]);
 const inactive = options({ inactive: flag });
+const load = options({ readOnly: flag, directory: text });
 const suspend = options({ noflush: flag, nolockfs: flag });
 const deferred = options({ deferred: flag });
 
@@ -82,9 +83,17 @@ export const CALLS = {
   info: { device, options: inactive },
   create: {
     name: text,
-    options: options({ uuid: text, minor: integer, readAhead: integer, readAheadMinimum: flag }),
+    options: options({
+      uuid: text,
+      minor: integer,
+      readAhead: integer,
+      readAheadMinimum: flag,
+      table: optional(array(targetSpec)),
+      load,
+      resume: suspend,
+    }),
   },
-  load: { device, table: array(targetSpec), options: options({ readOnly: flag, directory: text }) },
+  load: { device, table: array(targetSpec), options: load },
   clear: { device },
   suspend: { device, options: suspend },
   resume: { device, options: suspend },

@@ -10,7 +10,7 @@ import { httpStatus, toWire, type WireError } from './wire-error.ts';
 /** A table of 100,000 lines has about 5 MB. */
 const BODY_MAX = 64 * 1024 * 1024;
 
-/** Takes the arguments of a call in order. `signal` fires when the client has gone or the server closes. */
+/** Takes the arguments of a call in order. `signal` fires when the client has gone, or sends no more, or the server closes. */
 export type Handler = (args: unknown[], signal: AbortSignal) => Promise<unknown>;
 export type Handlers = Record<CallName, Handler>;
 
@@ -34,6 +34,8 @@ export class ControlServer {
     this.#log = log;
     this.#bodyMax = bodyMax;
     this.#http = createServer({ requestTimeout: 60_000, headersTimeout: 30_000, keepAliveTimeout: 5_000 });
+    // Else the end of what a client sends is taken for the client's, and nobody answers. No type has the property.
+    Object.assign(this.#http, { httpAllowHalfOpen: true });
     this.#http.on('request', (request, response) => void this.#serve(request, response));
     this.#http.on('clientError', (_error, socket) => {
       if (socket.writable) socket.end('HTTP/1.1 400 Bad Request\r\nConnection: close\r\nContent-Length: 0\r\n\r\n');
@@ -63,15 +65,22 @@ export class ControlServer {
   async #serve(request: IncomingMessage, response: ServerResponse): Promise<void> {
     const abort = new AbortController();
     this.#running.add(abort);
-    response.on('close', () => abort.abort());
+    const gone = () => abort.abort();
+    response.on('close', gone);
+    // A client that was killed looks like one that only sends no more: a call that waits ends, and is answered so.
+    const { socket } = request;
+    socket.on('end', gone);
     try {
       await this.#answer(request, response, abort.signal);
     } catch (error) {
+      // Broken off: nothing was called, and nobody waits for an answer.
+      if (!request.complete && request.destroyed) return;
       const wire = toWire(error);
       if (wire.code === 'INTERNAL')
         this.#log(`${request.url}: ${error instanceof Error ? (error.stack ?? error.message) : error}`);
       send(response, httpStatus(wire), { error: wire });
     } finally {
+      socket.off('end', gone);
       this.#running.delete(abort);
       if (this.#running.size === 0) this.#idle?.();
     }

@@ -59,14 +59,16 @@ const raw = (method: string, url: string, body = '', headers: Record<string, str
   });
 
 /** Writes bytes to the socket and resolves with all that comes back until it is closed. */
-const bytes = (text: string) =>
+const bytes = (text: string, thenEnd = false) =>
   new Promise<string>((resolve) => {
-    const socket = connect(path);
+    const socket = connect({ path, allowHalfOpen: true });
     let got = '';
     socket.on('data', (part) => (got += part));
     socket.on('error', () => {});
     socket.on('close', () => resolve(got));
-    socket.write(text);
+    socket.on('end', () => socket.end());
+    if (thenEnd) socket.end(text);
+    else socket.write(text);
   });
 
 describe('a call', () => {
@@ -87,9 +89,11 @@ describe('a call', () => {
     expect(await controlClient(path).removeAll()).toBeUndefined();
   });
 
-  test('rejects with the error of the handler: class, code, errno, message and hint', async () => {
+  test('rejects with the error of the handler: class, code, errno, message, hint and step', async () => {
     answer = async () => {
-      throw new TableError('BAD_TABLE', 'EINVAL', 'Cannot load line 1', { hint: 'look at it' });
+      const error = new TableError('BAD_TABLE', 'EINVAL', 'Cannot load line 1', { hint: 'look at it' });
+      error.step = { call: 'load', major: 254, minor: 7 };
+      throw error;
     };
     const error = await controlClient(path)
       .load({ name: 'a' }, [])
@@ -100,6 +104,7 @@ describe('a call', () => {
       errno: 'EINVAL',
       message: 'Cannot load line 1',
       hint: 'look at it',
+      step: { call: 'load', major: 254, minor: 7 },
     });
   });
 
@@ -191,6 +196,25 @@ describe('a request that is wrong', () => {
     });
     await controlClient(path).list();
     expect(calls).toEqual([['list', [undefined]]]);
+    expect(logged).toEqual([]);
+  });
+});
+
+describe('a client that closes its sending side', () => {
+  const request = (call: string, body: string) =>
+    `POST /v1/${call} HTTP/1.1\r\nHost: x\r\nContent-Length: ${body.length}\r\n\r\n${body}`;
+
+  test('is answered all the same', async () => {
+    // As late as can be: the end of the request has been seen.
+    answer = (_call, _args, signal) =>
+      new Promise((resolve) => signal.addEventListener('abort', () => resolve('done')));
+    expect(await bytes(request('targets', '{}'), true)).toMatch(/^HTTP\/1.1 200 OK\r\n.*{"result":"done"}\n$/s);
+  });
+
+  test('in the middle of its request is told so', async () => {
+    expect(await bytes(request('targets', '{}').slice(0, -1), true)).toMatch(/^HTTP\/1.1 400 Bad Request\r\n/);
+    expect(calls).toEqual([]);
+    expect(logged).toEqual([]);
   });
 });
 

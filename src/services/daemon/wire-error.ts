@@ -1,5 +1,5 @@
 /** Errors as the control socket carries them: a DmError goes in and the same DmError comes out. */
-import { DmError, ERRNO, type Errno, FormatError, TableError } from '../../errors.ts';
+import { DmError, ERRNO, type Errno, type FailedStep, FormatError, TableError } from '../../errors.ts';
 
 export interface WireError {
   /** Stable, listed in docs/errors.md. */
@@ -7,6 +7,7 @@ export interface WireError {
   errno: Errno;
   message: string;
   hint?: string;
+  step?: FailedStep;
   class: 'DmError' | 'TableError' | 'FormatError';
 }
 
@@ -21,19 +22,26 @@ export function toWire(error: unknown): WireError {
     );
   }
   const kind = error instanceof TableError ? 'TableError' : error instanceof FormatError ? 'FormatError' : 'DmError';
-  return { code: error.code, errno: error.errno, message: error.message, hint: error.hint, class: kind };
+  const { code, errno, message, hint, step } = error;
+  return { code, errno, message, hint, step, class: kind };
 }
 
 const CLASSES = { DmError, TableError, FormatError };
 
 /** Anything that is not such an error becomes one that says so. */
 export function fromWire(wire: unknown): DmError {
-  const { code, errno, message, hint, class: kind } = (wire ?? {}) as Partial<WireError>;
+  const { code, errno, message, hint, step, class: kind } = (wire ?? {}) as Partial<WireError>;
   if (typeof code !== 'string' || typeof message !== 'string' || typeof errno !== 'string' || !(errno in ERRNO))
     return new DmError('PROTOCOL', 'EIO', 'The daemon answered with something that is not an error of dmkit');
   const Class = CLASSES[kind ?? 'DmError'] ?? DmError;
-  return new Class(code, errno, message, { hint: typeof hint === 'string' ? hint : undefined });
+  const error = new Class(code, errno, message, { hint: typeof hint === 'string' ? hint : undefined });
+  return Object.assign(error, isStep(step) && { step });
 }
+
+const isStep = (step: unknown): step is FailedStep => {
+  const { call, major, minor } = (step ?? {}) as Partial<FailedStep>;
+  return (call === 'load' || call === 'resume') && Number.isInteger(major) && Number.isInteger(minor);
+};
 
 /** For people with curl; dmkit itself reads the body. */
 export function httpStatus(error: WireError): number {
