@@ -417,7 +417,7 @@ export class Mapper implements Control {
       readAhead: device.loaded ? device.readAhead : undefined,
       deps: (table?.devices ?? []).map((below) => this.#dependency(below.device)).reverse(),
       usedBy: [...device.users].sort(byName).map((user) => user.storedName),
-      note: device.note,
+      note: device.note ?? device.liveTable?.note,
     };
   }
 

@@ -3,6 +3,7 @@ import { delay } from '../targets/delay.ts';
 import { error } from '../targets/error.ts';
 import { flakey } from '../targets/flakey.ts';
 import { linear } from '../targets/linear.ts';
+import { snapshotMerge } from '../targets/snapshot/merge.ts';
 import { snapshotOrigin } from '../targets/snapshot/origin.ts';
 import { snapshot } from '../targets/snapshot/snapshot.ts';
 import { striped } from '../targets/striped.ts';
@@ -13,6 +14,7 @@ export const targetTypes: readonly TargetType[] = [
   flakey,
   delay,
   zero,
+  snapshotMerge,
   snapshotOrigin,
   snapshot,
   striped,

@@ -81,6 +81,12 @@ export class Table {
     return this.#size;
   }
 
+  /** What the first target that has something to tell says. */
+  get note(): string | undefined {
+    for (const { target } of this.#slots) if (target.note !== undefined) return target.note;
+    return undefined;
+  }
+
   get targetCount(): number {
     return this.#slots.length;
   }

@@ -77,6 +77,8 @@ export interface Target {
   readonly ranges: readonly DeviceRange[];
   /** Minimum and optimal I/O in bytes, where a target has an opinion (`striped`: chunk, row). */
   readonly hints?: { readonly minimumIo: Bytes; readonly optimalIo: Bytes };
+  /** What has happened to it that its status line has no words for. */
+  readonly note?: string;
   /** Asked again at every use. False: the core refuses discards with EOPNOTSUPP. */
   readonly canDiscard: boolean;
   read(at: Bytes, into: Uint8Array, start: number, length: number): Maybe;
