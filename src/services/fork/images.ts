@@ -37,9 +37,9 @@ export class Images {
    */
   async state(): Promise<ForksState> {
     const devices: SavedDevice[] = [];
-    for (const { name } of await this.mapper.list()) {
+    for (const name of this.mapper.names()) {
       const device = this.mapper.device({ name });
-      if (this.#leaving.has(device)) continue;
+      if (this.#leaving.has(device) || device.unfinished) continue;
       const saved = this.mapper.save({ name });
       if (this.#held.has(name)) saved.suspended = false;
       const intended = this.#intended.get(device);
