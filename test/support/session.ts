@@ -4,6 +4,7 @@
  *
  *     run dmsetup create NAME --table "LINE"      and suspend, resume, remove
  *     put PATTERN NAME SKIP SEEK COUNT            sectors; one write and a flush
+ *     merged NAME                                 waits until its merge has ended
  *     state LABEL       sum LABEL NAME            (test/fixtures/kernel/README.md explains what is logged)
  *
  * Disks are `/dev/loopN`, numbered 7:N, in memory.
@@ -48,7 +49,10 @@ export class Session {
       if (word === 'run') this.log.push(...(await this.#logged(rest.join(' ').replaceAll('"', ''))));
       else if (word === 'put') await this.#loggedPut(rest);
       else if (word === 'state') this.log.push(`# state ${rest[0]}`, ...(await this.state()));
-      else if (word === 'sum') await this.#loggedSum(rest);
+      else if (word === 'merged') {
+        await this.merged(rest[0]);
+        this.log.push(line);
+      } else if (word === 'sum') await this.#loggedSum(rest);
       else throw new Error(`A scenario has no line such as: ${line}`);
     }
     return this.log.slice(from);
@@ -85,6 +89,17 @@ export class Session {
 
   async sum(name: string): Promise<string> {
     return sha256(await readAll(this.mapper.device({ name })));
+  }
+
+  /** Waits until a merge has left nothing in its store but metadata. Throws when it cannot end. */
+  async merged(name: string): Promise<void> {
+    for (;;) {
+      const [{ text }] = await this.mapper.status({ name });
+      const [, allocated, metadata] = /^(\d+)\/\d+ (\d+)$/.exec(text) ?? [];
+      if (allocated === undefined) throw new Error(`No merge of ${name} can end from here: ${text}`);
+      if (allocated === metadata) return;
+      await new Promise((resolve) => setImmediate(resolve));
+    }
   }
 
   /** Removes every device, so that all that must be on the disks is there. */
