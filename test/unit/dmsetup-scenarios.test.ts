@@ -1,7 +1,7 @@
 /**
  * The scenarios of the specification that concern what dmsetup takes and prints, by number. Those about I/O under a
  * suspend, a reload or a removal are in mapper-scenarios.test.ts. Not here: 14 (a mounted disk: test/system/mounted.test.ts), 32 and
- * 89-90 (thin-pool), 38 (delay), 65 and 85-86 (log-writes), 81-84 (flakey, delay), 87-88 (snapshot-merge).
+ * 89-90 (thin-pool), 38 (delay), 65 and 85-86 (log-writes), 81-84 (flakey, delay).
  */
 import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
@@ -528,4 +528,40 @@ test('79: splitname', async () => {
 test('80: status -v', async () => {
   await twoAndLin();
   expect(await ok('status -v two')).toBe(`${await ok('info two')}0 1024 linear \n1024 1024 linear \n`);
+});
+
+/** `base` is the origin of `snap`, which shows something else at sector 8; both are suspended, a merge table loaded. */
+async function aboutToMerge(): Promise<void> {
+  await ok("create base --table '0 1024 snapshot-origin /dev/ram0'");
+  await ok("create snap --table '0 1024 snapshot /dev/ram0 /dev/ram1 P 8'");
+  await rig.mapper.device({ name: 'snap' }).write(bytes(8 * 512), new Uint8Array(512).fill(7), 0, 512);
+  await ok('suspend base snap');
+  await ok("load base --table '0 1024 snapshot-merge /dev/ram0 /dev/ram1 P 8'");
+}
+
+async function byteOf(name: string): Promise<number> {
+  const sector = new Uint8Array(512);
+  await rig.mapper.device({ name }).read(bytes(8 * 512), sector, 0, 512);
+  return sector[0];
+}
+
+test('87: the origin resumed first takes the snapshot over and merges it', async () => {
+  await aboutToMerge();
+  expect(await fails('resume snap')).toBe(failure('resume', 'snap ', INVALID));
+  expect(await ok('status base --inactive')).toBe('0 1024 snapshot-merge 0/131072 0\n');
+  await ok('resume base');
+  while ((await ok('status base')) !== '0 1024 snapshot-merge 16/131072 16\n')
+    await new Promise((resolve) => setImmediate(resolve));
+  await ok('resume snap');
+  expect(await ok('status snap')).toBe('0 1024 snapshot Invalid\n');
+  await expect(byteOf('snap')).rejects.toMatchObject({ errno: 'EIO' });
+  expect(await byteOf('base')).toBe(7);
+});
+
+test('88: the snapshot removed before leaves the merge nothing to take over', async () => {
+  await aboutToMerge();
+  await ok('remove snap');
+  await ok('resume base');
+  expect(await ok('status base')).toBe('0 1024 snapshot-merge Invalid\n');
+  expect(await byteOf('base')).toBe(0);
 });

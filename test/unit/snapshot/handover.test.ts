@@ -1,6 +1,6 @@
 /**
  * One table takes over another one's exceptions (dm-snapshot scenarios 70 to 76, as far as they speak of `snapshot`
- * tables; those of `snapshot-merge` are listed in the README).
+ * tables; those of `snapshot-merge` are in merge.test.ts).
  */
 import { describe, expect, test } from 'vitest';
 import { headerOf, MAGIC, old, originData, rigWith, snapshotData, turns, watch } from '../../support/rig.ts';
