@@ -22,6 +22,7 @@ const TYPE = 'snapshot-merge';
 export const snapshotMerge: TargetType = {
   name: TYPE,
   version: [1, 5, 0],
+  writesByItself: true,
   create: (line) => create(line),
 };
 
