@@ -3,6 +3,7 @@ import { controlClient } from '../services/daemon/control-client.ts';
 import type { DaemonControl } from '../services/daemon/daemon-control.ts';
 import { controlSocket, type Directories, directories, nbdSocket, nbdUri } from '../services/daemon/directories.ts';
 import { startDaemon } from '../services/daemon/start.ts';
+import { type EventControl, type WatchEvent, watchEvents } from '../services/events/event.ts';
 import type { ForkControl } from '../services/fork/fork-control.ts';
 import type { Inspection } from '../services/fork/inspect.ts';
 import type { TlsOptions } from '../services/nbd/tls.ts';
@@ -37,7 +38,12 @@ export interface Served {
   uri(name: string): string;
 }
 
-interface Common extends Control, ForkControl {
+interface Common extends Control, ForkControl, EventControl {
+  /**
+   * What happens to the devices from now on, as it comes (docs/events.md). Ends when `signal` fires, and with the loop that
+   * reads it.
+   */
+  watch(options?: { signal?: AbortSignal }): AsyncIterableIterator<WatchEvent>;
   /** Opens a device that has a live table, for I/O at any byte. ENXIO if there is none. */
   device(name: string): Promise<Disk>;
   /** Says what a file or block device holds, and what is wrong with it if it is a COW store. */
@@ -73,6 +79,7 @@ export const DeviceMapper = {
     const uri = (name: string) => nbdUri(nbdSocket(where.run), name);
     return {
       ...control,
+      watch: (options) => watchEvents(control, options),
       uri,
       async device(name) {
         const [{ NbdDevice }, { diskOf }] = await Promise.all([import('../device/nbd.ts'), import('./disk.ts')]);

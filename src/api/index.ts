@@ -16,8 +16,18 @@ export type { Attachment } from '../services/attach/attach-control.ts';
 export type { DaemonControl, DaemonStatus } from '../services/daemon/daemon-control.ts';
 export { controlSocket, type Directories, directories, nbdSocket, nbdUri } from '../services/daemon/directories.ts';
 export { hasState, READY_FD, runningDaemon, startDaemon } from '../services/daemon/start.ts';
+export {
+  type CowEventBody,
+  type DeviceEvent,
+  type DeviceEventBody,
+  type EventBatch,
+  type EventControl,
+  type WatchEvent,
+  watchEvents,
+} from '../services/events/event.ts';
 export type { CowReport, Problem } from '../services/fork/cow-report.ts';
 export type {
+  Autoextend,
   Diff,
   DiffOptions,
   Dropped,

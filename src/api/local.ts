@@ -6,6 +6,9 @@ import type { Control } from '../mapper/control.ts';
 import { Mapper } from '../mapper/mapper.ts';
 import { nbdUri } from '../services/daemon/directories.ts';
 import { MapperExports } from '../services/daemon/mapper-exports.ts';
+import { watchEvents } from '../services/events/event.ts';
+import { EventLog } from '../services/events/event-log.ts';
+import { Monitor } from '../services/events/monitor.ts';
 import { Forks } from '../services/fork/forks.ts';
 import { inspectFile } from '../services/fork/inspect.ts';
 import { NbdServer } from '../services/nbd/server.ts';
@@ -37,10 +40,27 @@ const DIRECT = [
 ] as const satisfies (keyof Control)[];
 
 export function openLocal({ major }: OpenOptions): DeviceMapper {
-  const mapper = new Mapper({ major, opener: new Disks() });
+  const mapper = new Mapper({
+    major,
+    opener: new Disks(),
+    onChange: (kind, device) => monitor.changed(kind, device),
+    enlarge: (device, below) => forks.autoextender.full(device, below),
+  });
   const servers: NbdServer[] = [];
   let socket: string | undefined;
-  const forks = new Forks({ mapper, uri: (name) => (socket === undefined ? undefined : nbdUri(socket, name)) });
+  const events = new EventLog();
+  const forks = new Forks({
+    mapper,
+    uri: (name) => (socket === undefined ? undefined : nbdUri(socket, name)),
+    emit: events.emit,
+  });
+  const { autoextender } = forks;
+  const monitor = new Monitor({
+    mapper,
+    log: events,
+    filled: (device, cow, fill) => autoextender.filled(device, cow, fill),
+    needed: () => autoextender.needed,
+  });
   const control = Object.fromEntries(DIRECT.map((call) => [call, mapper[call].bind(mapper)])) as unknown as Control;
   return {
     ...control,
@@ -50,6 +70,8 @@ export function openLocal({ major }: OpenOptions): DeviceMapper {
     drop: (name, options) => forks.drop(name, options),
     merge: (name, options) => forks.merge(name, options),
     mergeProgress: (name, options, signal) => forks.mergeProgress(name, options, signal),
+    events: (after, signal) => monitor.events(after, signal),
+    watch: (options) => watchEvents(monitor, options),
     inspect: inspectFile,
 
     async device(name) {
@@ -75,6 +97,7 @@ export function openLocal({ major }: OpenOptions): DeviceMapper {
     async close() {
       await Promise.all(servers.map((server) => server.stop()));
       await forks.stop();
+      monitor.close();
       await mapper.close();
     },
   };

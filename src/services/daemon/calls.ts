@@ -116,6 +116,7 @@ export const CALLS = {
       chunkSize: integer,
       cow: text,
       cowSize: integer,
+      autoextend: object({ threshold: integer, percent: integer, limit: optional(integer) }, ['threshold', 'percent']),
       transient: flag,
       raw: flag,
       directory: text,
@@ -130,6 +131,8 @@ export const CALLS = {
   attach: { name: text },
   detach: { name: text },
   attachments: {},
+
+  events: { after: optional(integer) },
 
   daemon: {},
   down: { options: options({ force: flag }) },

@@ -1,5 +1,6 @@
 import type { Control } from '../../mapper/control.ts';
 import type { AttachControl } from '../attach/attach-control.ts';
+import type { EventControl } from '../events/event.ts';
 import type { ForkControl } from '../fork/fork-control.ts';
 
 export interface DaemonStatus {
@@ -23,7 +24,7 @@ export interface DaemonStatus {
 }
 
 /** Everything the control socket offers. */
-export interface DaemonControl extends Control, ForkControl, AttachControl {
+export interface DaemonControl extends Control, ForkControl, AttachControl, EventControl {
   daemon(): Promise<DaemonStatus>;
   /** Settles when the devices are flushed and closed and another daemon may start. EBUSY while devices are attached, unless forced. */
   down(options?: { force?: boolean }): Promise<DaemonStatus>;

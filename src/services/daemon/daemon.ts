@@ -15,6 +15,8 @@ import { Disks } from '../../device/open.ts';
 import { DmError } from '../../errors.ts';
 import { Mapper } from '../../mapper/mapper.ts';
 import { Attachments } from '../attach/attachments.ts';
+import { EventLog } from '../events/event-log.ts';
+import { Monitor } from '../events/monitor.ts';
 import { Forks } from '../fork/forks.ts';
 import { NbdServer } from '../nbd/server.ts';
 import { tlsDirectory } from '../nbd/tls.ts';
@@ -50,6 +52,7 @@ export class Daemon {
   readonly #started = Date.now();
   readonly #mapper: Mapper;
   readonly #forks: Forks;
+  readonly #monitor: Monitor;
   readonly #attachments: Attachments;
   readonly #exports: MapperExports;
   readonly #nbd: NbdServer;
@@ -90,16 +93,32 @@ export class Daemon {
     this.#locks = locks;
     this.#file = file;
     this.ended = new Promise((resolve) => (this.#ended = resolve));
-    const save = () => this.#save();
+    const events = new EventLog();
     const socket = nbdSocket(options.run);
-    this.#mapper = new Mapper({ major: state.major, opener: new Disks(), onChange: save });
+    this.#mapper = new Mapper({
+      major: state.major,
+      opener: new Disks(),
+      onChange: (kind, device) => {
+        this.#monitor.changed(kind, device);
+        return this.#save();
+      },
+      enlarge: (device, below) => this.#forks.autoextender.full(device, below),
+    });
     this.#forks = new Forks({
       mapper: this.#mapper,
       records: state.forks,
       save: () => this.#saveNow(),
       uri: (name) => nbdUri(socket, name),
       users: (name) => this.#usersOf(name),
+      emit: events.emit,
       log: options.log,
+    });
+    const { autoextender } = this.#forks;
+    this.#monitor = new Monitor({
+      mapper: this.#mapper,
+      log: events,
+      filled: (device, cow, fill) => autoextender.filled(device, cow, fill),
+      needed: () => autoextender.needed,
     });
     this.#attachments = new Attachments({
       directory: options.run,
@@ -125,6 +144,7 @@ export class Daemon {
       for (const line of await this.#forks.recover(state.devices)) log(line);
       for (const { name, note } of await this.#mapper.list()) if (note) log(`${name}: ${note}`);
       await this.#save();
+      this.#monitor.begin();
       await this.#nbd.listenUnix(nbdSocket(run));
       if (nbdTcp) {
         const { host = '127.0.0.1' } = nbdTcp;
@@ -159,6 +179,7 @@ export class Daemon {
     this.#stopping.abort();
     await Promise.race([Promise.allSettled(this.#running), delay(PATIENCE_MS, undefined, { ref: false })]);
     await this.#forks.stop();
+    this.#monitor.close();
     for (const { name, path } of await this.#attachments.detachAll()) log(`${name} stays attached as ${path}, dead`);
     const nbdStopped = attempt('NBD', this.#nbd.stop());
     await Promise.race([nbdStopped, delay(PATIENCE_MS, undefined, { ref: false })]);
@@ -248,6 +269,7 @@ export class Daemon {
       drop: ([name, options]) => this.#naming({ name }, forks.drop(name as string, options as object)),
       merge: ([name, options]) => forks.merge(name as string, options as object),
       mergeProgress: ([name, options], signal) => forks.mergeProgress(name as string, options as object, signal),
+      events: ([after], signal) => this.#monitor.events(after as number | undefined, signal),
       attach: ([name]) => attachments.attach(name as string),
       detach: ([name]) => attachments.detach(name as string),
       attachments: () => attachments.attachments(),

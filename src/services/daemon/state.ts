@@ -35,12 +35,16 @@ const isTable = (table: unknown) =>
     .map(fields)
     .every(({ start, length, type, args }) => isSector(start) && isSector(length) && isText(type) && isText(args));
 
-const isFork = ({ uuid, role, image, cow, merging }: Fields) =>
+const isFork = ({ uuid, role, image, cow, merging, autoextend }: Fields) =>
   isText(uuid) &&
   (role === 'fork' || role === 'origin') &&
   isText(image) &&
   (cow === undefined || isText(cow)) &&
-  (merging === undefined || isMerging(fields(merging)));
+  (merging === undefined || isMerging(fields(merging))) &&
+  (autoextend === undefined || isAutoextend(fields(autoextend)));
+
+const isAutoextend = ({ threshold, percent, chunkSize, limit }: Fields) =>
+  [threshold, percent, chunkSize, limit ?? 1].every((value) => Number.isInteger(value) && (value as number) > 0);
 
 const isMerging = ({ name, cow, chunkSize, exceptions }: Fields) =>
   isText(name) && isText(cow) && isSector(chunkSize) && isSector(exceptions);

@@ -7,12 +7,24 @@ export interface ForkOptions {
   cow?: string;
   /** Bytes the COW store may grow to. Unless given, enough for a fork that differs from its origin everywhere. */
   cowSize?: number;
+  /** Lets a COW file that begins with `cowSize` grow. */
+  autoextend?: Autoextend;
   /** The changes live as long as the daemon; the COW file has no name and leaves nothing behind. */
   transient?: boolean;
   /** Take the bytes as they are although they look like another image format. */
   raw?: boolean;
   /** Absolute directory that relative paths start from. */
   directory?: string;
+}
+
+/** As LVM's snapshot_autoextend_threshold and snapshot_autoextend_percent. */
+export interface Autoextend {
+  /** Percent of the COW file that are used when it grows, 1 to 100. It grows in any case before the fork overflows. */
+  threshold: number;
+  /** Of its size, 1 to 1000; again until it is used below the threshold. */
+  percent: number;
+  /** Bytes it never grows beyond. Unless given, what the fork takes that differs from its origin everywhere. */
+  limit?: number;
 }
 
 export interface Fork {
@@ -45,6 +57,10 @@ export interface Volume {
   cow?: string;
   /** Bytes. */
   size: number;
+  /** Bytes of the COW store; absent where the status line has no numbers. */
+  cowSize?: number;
+  /** Of a fork whose COW file grows. */
+  autoextend?: Autoextend;
   /** Bytes of a snapshot's exceptions; absent where the status line has no numbers. */
   used?: number;
   /** `active`, `suspended`, `merging NAME 42%`, `Invalid`, `Overflow`, `Merge failed`, `no table`. */

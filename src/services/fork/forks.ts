@@ -18,6 +18,8 @@ import type { Mapper } from '../../mapper/mapper.ts';
 import type { SavedDevice } from '../../mapper/saved-device.ts';
 import { deviceWord } from '../../targets/arguments.ts';
 import { type Bytes, SECTOR } from '../../units.ts';
+import type { Emit } from '../events/event.ts';
+import { Autoextender, policyOf } from './autoextend.ts';
 import { cowSizeFor, createCowFile, deleteCowFile, existingCow, growCowFile } from './cow-file.ts';
 import { compare } from './diff.ts';
 import type {
@@ -58,6 +60,8 @@ export interface ForksOptions {
   save?(): Promise<void>;
   /** The NBD URI of a device; absent where none is served. */
   uri?(name: string): string | undefined;
+  /** Told when a COW file grew, or could not. */
+  emit?: Emit;
   /** Who has a device open, and how to end that, in words. */
   users?: MergesOptions['users'];
   log?: MergesOptions['log'];
@@ -65,15 +69,18 @@ export interface ForksOptions {
 }
 
 export class Forks implements ForkControl {
+  readonly autoextender: Autoextender;
   readonly #mapper: Mapper;
   readonly #images: Images;
   readonly #uri: (name: string) => string | undefined;
   readonly #lock = new Lock();
   readonly #merges: Merges;
 
-  constructor({ mapper, records = [], save = async () => {}, uri = () => undefined, ...merging }: ForksOptions) {
+  constructor(options: ForksOptions) {
+    const { mapper, records = [], save = async () => {}, uri = () => undefined, emit = () => {}, ...merging } = options;
     this.#mapper = mapper;
     this.#images = new Images(mapper, records, save);
+    this.autoextender = new Autoextender(this.#images, emit);
     this.#uri = uri;
     this.#merges = new Merges({ ...merging, images: this.#images, lock: this.#lock });
   }
@@ -226,11 +233,12 @@ export class Forks implements ForkControl {
       throw new DmError('FORK_CHUNK_SIZE', 'EINVAL', `Cannot fork ${image} in chunks of ${wanted} bytes`, {
         hint: 'a power of two from 4k to 1G: --chunk 16k',
       });
+    const autoextend = options.autoextend && policyOf(options.autoextend, wanted, options.cowSize);
     // Taken now, so that nothing is made on disk for a name that is in use.
     const uuid = `dmkit-fork-${randomUUID()}`;
     const path = cowPath(image, name, options);
     // Before anything is made: a crash leaves a record too many, never a device or a COW file that nobody knows.
-    const record: ForkRecord = { uuid, role: 'fork', image, cow: path, owned: !existsSync(path) };
+    const record: ForkRecord = { uuid, role: 'fork', image, cow: path, owned: !existsSync(path), autoextend };
     this.#images.records.push(record);
     let cow: CowFile | undefined;
     let origin: { name: string; made: boolean } | undefined;
@@ -246,6 +254,7 @@ export class Forks implements ForkControl {
       cow = await this.#cow(path, size, wanted, options);
       record.cow = cow.path;
       record.owned = cow.made;
+      if (autoextend) autoextend.chunkSize = cow.chunkSize;
       const type = options.transient ? 'N' : options.cowSize === undefined ? 'P' : 'PO';
       const table = {
         start: 0,
@@ -325,7 +334,7 @@ export class Forks implements ForkControl {
           `Cannot open ${path} again in chunks of ${chunkSize} bytes: its store has chunks of ${found}`,
           { hint: 'leave out --chunk' },
         );
-      await growCowFile(path, cowSizeFor(size, found));
+      await growCowFile(path, cowSize === undefined ? cowSizeFor(size, found) : (room as Bytes));
       return { path: lease.device.name, chunkSize: found, made: false };
     } finally {
       await lease.release();

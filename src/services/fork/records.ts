@@ -11,6 +11,8 @@ export interface ForkRecord {
   cow?: string;
   /** The fork made the COW file, so dropping it deletes the file. */
   owned?: boolean;
+  /** When and by how much the COW file grows. `chunkSize` and `limit` in bytes; no limit but what can never overflow. */
+  autoextend?: { threshold: number; percent: number; chunkSize: number; limit?: number };
   /** Being dropped: once the device is gone, so must be the file (unless it is kept), and the origin with the last fork. */
   dropping?: 'delete' | 'keep';
   /** Being merged: its device is gone, or will be after a restart, and the origin device has a `snapshot-merge` table. */

@@ -29,9 +29,13 @@ export async function volumeOf(
     if (record) Object.assign(volume, { origin: record.image, cow: record.cow });
   } else if (table.type === 'snapshot' || table.type === 'snapshot-merge') {
     [volume.origin, volume.cow] = splitWords(table.text);
-    const usage = /^(\d+)\/\d+ (\d+)$/.exec(status.text);
-    if (usage) volume.used = (Number(usage[1]) - Number(usage[2])) * SECTOR;
-    else volume.state = status.text;
+    const usage = /^(\d+)\/(\d+) (\d+)$/.exec(status.text);
+    if (usage) {
+      volume.used = (Number(usage[1]) - Number(usage[3])) * SECTOR;
+      volume.cowSize = Number(usage[2]) * SECTOR;
+    } else volume.state = status.text;
+    const grows = images.recordOf(info, 'fork')?.autoextend;
+    if (grows) volume.autoextend = { threshold: grows.threshold, percent: grows.percent, limit: grows.limit };
     // The words of a table that had overflowed say nothing of its merge.
     if (merge?.state === 'merging' && !info.suspended) volume.state = `merging ${merge.name} ${percent(merge)}%`;
   } else if (table.type === 'snapshot-origin') [volume.origin] = splitWords(table.text);

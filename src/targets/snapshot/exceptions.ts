@@ -368,11 +368,17 @@ export class Exceptions {
   /** As the store does, from a COW device that is enlarged before it is full, if it can be. */
   #allocate(old: number): number {
     let newChunk = this.store.allocate(old);
-    while (newChunk < 0 && this.enlarge()) newChunk = this.store.allocate(old);
+    while (newChunk < 0 && this.#isWhole && this.enlarge()) newChunk = this.store.allocate(old);
     // The exception that fills its area needs the next area too, and would come too late to ask for it.
     const fillsArea = newChunk >= 0 && this.store.persistent && isMetadata(this.store.layout, newChunk + 1);
     if (fillsArea && this.cow.size < (newChunk + 2) * this.#chunkBytes) this.enlarge();
     return newChunk;
+  }
+
+  /** The COW device was not cut short: enlarged, it would show zeroes for what it had there. */
+  get #isWhole(): boolean {
+    const { allocated, total } = this.store.usage();
+    return allocated <= total;
   }
 
   /** Extends an allocation of `from` for `old` over the chunks up to `last` that need and get a place right behind it. */

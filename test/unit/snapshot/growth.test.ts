@@ -93,6 +93,14 @@ describe.each([false, true])('a COW device of chunks of one sector (answers late
     expect(asked).toHaveLength(3);
   });
 
+  test('that was cut short is not asked for more: what it had would read as zeroes', async () => {
+    const { rig, cow, asked } = await stand('P', 8, 1000);
+    await rig.touch(Array(5).keys(), 1);
+    rig.resize(cow, 6);
+    await expect(rig.write('snap', 5, snapshotData(5, 1))).rejects.toMatchObject(EIO);
+    expect([await rig.status('snap'), asked]).toEqual(['Invalid', []]);
+  });
+
   test('an origin write that finds a snapshot full beside one that grows costs the one only', async () => {
     const { rig } = await stand('P', 8, 1000);
     rig.disk(2, 8);
