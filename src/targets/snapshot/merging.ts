@@ -129,7 +129,10 @@ export class Merging {
   async #run(): Promise<void> {
     try {
       await setImmediate();
-      if (this.#unfinished > 0) await this.#remove(this.#unfinished);
+      if (this.#unfinished > 0) {
+        await this.#remove(this.#unfinished);
+        this.#release();
+      }
       while (!this.#stopping && (await this.#batch()));
     } catch (error) {
       this.failure = error as Error;

@@ -1,5 +1,6 @@
 /** `snapshot-merge` (dm-snapshot scenarios 63 to 69, 73, 74, 77, 77a, 77b, and the merge halves of 32, 38, 59, 70 to 72). */
-import { describe, expect, test } from 'vitest';
+import { describe, expect, onTestFinished, test } from 'vitest';
+import { Merging } from '../../../src/targets/snapshot/merging.ts';
 import {
   areaOf,
   closeAfterwards,
@@ -570,12 +571,17 @@ describe('when the list cannot be cut', () => {
     expect(rig.peek(origin, 24, 8)).toEqual(snapshotData(24, 8));
   });
 
-  test('a resume cuts it, and then writes go to the origin', async () => {
+  test('a resume cuts it, and then writes go to the origin, those too that came before', async () => {
+    Merging.batch = 8 * 512;
+    onTestFinished(() => void (Merging.batch = 16 * 1024 * 1024));
     const { rig, origin, cow } = await torn();
     cow.fault = undefined;
     await rig.suspend('origin');
     await rig.resume('origin');
+    await rig.write('origin', 72, originData(72, 1));
+    expect(rig.peek(origin, 72, 1)).toEqual(originData(72, 1));
     await rig.write('origin', 24, originData(24, 1));
+    while (areaOf(rig, cow, 8).length > 0) await turns(1);
     expect(rig.peek(origin, 24, 1)).toEqual(originData(24, 1));
     expect(areaOf(rig, cow, 8)).toEqual([]);
   });
