@@ -30,12 +30,11 @@ const refusing: TargetType = {
   }),
 };
 
-test('makes the device live in one call, and tells no restart of the half of it', async () => {
+test('makes the device live in one call, and is told of when it is', async () => {
   const seen: unknown[] = [];
   mapper = new Mapper({
     opener: disks,
-    onChange: (kind, { storedName, liveTable, unfinished }) =>
-      void seen.push([kind, storedName, liveTable !== undefined, unfinished]),
+    onChange: (kind, { storedName, liveTable }) => void seen.push([kind, storedName, liveTable !== undefined]),
   });
   const load = { readOnly: true };
   expect(await mapper.create('a', { uuid: 'U', table: [spec('zero')], load })).toMatchObject({
@@ -44,8 +43,8 @@ test('makes the device live in one call, and tells no restart of the half of it'
     size: 4096,
   });
   expect(seen).toEqual([
-    ['create', 'a', false, true],
-    ['table', 'a', true, false],
+    ['create', 'a', true],
+    ['table', 'a', true],
   ]);
 });
 
@@ -57,16 +56,50 @@ test.each([
   const step = { call, major: 254, minor: 0 };
   await expect(mapper.create('a', { table: [spec(type)] })).rejects.toMatchObject({ errno: 'EINVAL', step });
   expect(await mapper.list()).toEqual([]);
+  await expect(mapper.create('a')).resolves.toMatchObject({ minor: 0 });
 });
 
-test('leaves a device that is in use by then, which a restart finds again', async () => {
-  mapper = new Mapper({ opener: disks, types: [linear, refusing] });
+test('shows the half of it to nobody', async () => {
+  let letGo = () => {};
+  const held = new Promise<void>((done) => (letGo = done));
+  const slow: TargetType = {
+    ...zero,
+    create: async (line) => {
+      await held;
+      return zero.create(line);
+    },
+  };
+  mapper = new Mapper({ opener: disks, types: [slow] });
+  const making = mapper.create('a', { uuid: 'U', table: [spec('zero')] });
+  await expect(mapper.create('a')).rejects.toMatchObject({ code: 'NAME_IN_USE' });
+  for (const ref of [{ name: 'a' }, { uuid: 'U' }, { major: 254, minor: 0 }])
+    await expect(mapper.remove(ref)).rejects.toMatchObject({ code: 'NO_DEVICE' });
+  await mapper.removeAll();
+  expect(await mapper.list()).toEqual([]);
+  letGo();
+  await making;
+  expect(mapper.names()).toEqual(['a']);
+});
+
+test('leaves a device that another table holds by then', async () => {
+  const seen: unknown[] = [];
+  const refusesLater: TargetType = {
+    ...refusing,
+    create: async (line) => ({
+      ...(await refusing.create(line)),
+      async preresume() {
+        await mapper.load({ name: 'above' }, [spec('linear', 'a 0')]);
+        throw new DmError('TOLD', 'EINVAL', 'told to fail');
+      },
+    }),
+  };
+  mapper = new Mapper({
+    opener: disks,
+    types: [linear, refusesLater],
+    onChange: (kind, { storedName }) => void seen.push([kind, storedName]),
+  });
   await mapper.create('above');
-  const making = mapper.create('a', { table: [spec('refusing')] });
-  const refused = expect(making).rejects.toMatchObject({ step: { call: 'resume' } });
-  // As soon as it is loaded, another table can hold it.
-  while (!(await mapper.info({ name: 'a' })).inactive) await Promise.resolve();
-  await mapper.load({ name: 'above' }, [spec('linear', 'a 0')]);
-  await refused;
-  expect(mapper.device({ name: 'a' }).unfinished).toBe(false);
+  await expect(mapper.create('a', { table: [spec('refusing')] })).rejects.toMatchObject({ step: { call: 'resume' } });
+  expect(mapper.names()).toEqual(['a', 'above']);
+  expect(seen).toContainEqual(['create', 'a']);
 });

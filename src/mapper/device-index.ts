@@ -1,6 +1,7 @@
 /**
  * Names, uuids and minors of the mapped devices: three indexes, each unique (Linux `dm-ioctl.c`). A device that is being
- * removed has given back its name and uuid already, its minor only when everything below it is closed.
+ * removed has given back its name and uuid already, its minor only when everything below it is closed. One that is
+ * unfinished has them, and is found by nobody but a table that names it.
  */
 import { DmError } from '../errors.ts';
 import type { DeviceRef } from './control.ts';
@@ -26,6 +27,11 @@ export class DeviceIndex {
 
   /** In ascending byte order of the stored name. */
   sorted(): MappedDevice[] {
+    return this.all().filter((device) => !device.unfinished);
+  }
+
+  /** Also the unfinished ones. */
+  all(): MappedDevice[] {
     return [...this.#byName.values()].sort(byName);
   }
 
@@ -36,7 +42,7 @@ export class DeviceIndex {
   /** Throws ENXIO if there is no such device. */
   get(ref: DeviceRef): MappedDevice {
     const device = this.#find(ref);
-    if (device) return device;
+    if (device && !device.unfinished) return device;
     throw new DmError('NO_DEVICE', 'ENXIO', `Cannot find the mapped device ${describe(ref)}`, {
       hint: 'look at: dmkit dmsetup ls',
     });

@@ -45,7 +45,7 @@ export class MappedDevice extends IoPath {
   uuid: string;
   eventNumber = 0;
   deferredRemove = false;
-  /** Between the beginning and the end of its `create`: a restart does not bring it back. */
+  /** Between the beginning and the end of its `create`: no call finds it, and no restart brings it back. */
   unfinished = false;
   /** No new openers; the name is free again. */
   deleting = false;

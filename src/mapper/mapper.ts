@@ -119,8 +119,8 @@ export class Mapper implements Control {
     device.readAheadMinimum = options.readAheadMinimum ?? false;
     device.unfinished = options.table !== undefined;
     this.#index.add(device);
-    await this.#onChange('create', device);
     if (options.table) await this.#finish(device, options.table, options);
+    else await this.#onChange('create', device);
     return this.#info(device);
   }
 
@@ -307,7 +307,7 @@ export class Mapper implements Control {
   async close(): Promise<void> {
     this.#quiet = true;
     const failures: unknown[] = [];
-    const left = new Set(this.#index.sorted());
+    const left = new Set(this.#index.all());
     for (const device of left) {
       device.deleting = true;
       this.#index.hide(device);
@@ -355,7 +355,7 @@ export class Mapper implements Control {
     }
   }
 
-  /** The other half of `create`: what has no table then is removed again, unless somebody has it open by now. */
+  /** The other half of `create`: what has no table then is removed again, unless another table has it by now. */
   async #finish(device: MappedDevice, table: TargetSpec[], { load, resume }: CreateOptions): Promise<void> {
     let call: 'load' | 'resume' = 'load';
     try {
@@ -363,19 +363,24 @@ export class Mapper implements Control {
       call = 'resume';
       await device.resume(resume);
     } catch (error) {
-      device.unfinished = false;
       // What went wrong first is what the user must hear of.
-      if (!device.deleting && device.openCount === 0) await this.#remove(device).catch(() => {});
-      else await this.#onChange('change', device);
+      if (device.openCount === 0) await this.#remove(device).catch(() => {});
+      else await this.#finished(device);
       if (error instanceof DmError) error.step = { call, major: this.major, minor: device.minor };
       throw error;
     }
+    await this.#finished(device);
+  }
+
+  async #finished(device: MappedDevice): Promise<void> {
     device.unfinished = false;
+    await this.#onChange('create', device);
     await this.#onChange('table', device);
   }
 
   async #onChange(kind: ChangeKind, device: MappedDevice): Promise<void> {
-    if (!this.#quiet && (kind === 'remove' || !device.deleting)) await this.#notify(kind, device);
+    if (this.#quiet || device.unfinished) return;
+    if (kind === 'remove' || !device.deleting) await this.#notify(kind, device);
   }
 
   /**

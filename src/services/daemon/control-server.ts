@@ -3,12 +3,23 @@
  * large, cut off or slow costs itself and nothing else.
  */
 import { createServer, type IncomingMessage, type Server, type ServerResponse } from 'node:http';
+import type { Socket } from 'node:net';
+import { setImmediate as turn } from 'node:timers/promises';
+import { DmError } from '../../errors.ts';
 import { argumentsOf, type CallName, isCall } from './calls.ts';
 import { listenPrivately, unlinkSocket } from './private-socket.ts';
 import { httpStatus, toWire, type WireError } from './wire-error.ts';
 
 /** A table of 100,000 lines has about 5 MB. */
 const BODY_MAX = 64 * 1024 * 1024;
+
+/** How long a stop waits for a client that has connected and says nothing, or does not read its answer. */
+const PATIENCE_MS = 1000;
+
+export const stops = () =>
+  new DmError('DAEMON_STOPS', 'ESHUTDOWN', 'The daemon is stopping', {
+    hint: 'repeat the command: it starts the daemon again when this one has ended',
+  });
 
 /** Takes the arguments of a call in order. `signal` fires when the client has gone, or sends no more, or the server closes. */
 export type Handler = (args: unknown[], signal: AbortSignal) => Promise<unknown>;
@@ -26,8 +37,12 @@ export class ControlServer {
   readonly #log: (line: string) => void;
   readonly #bodyMax: number;
   readonly #running = new Set<AbortController>();
+  /** Connected, and has asked nothing yet. */
+  readonly #silent = new Set<Socket>();
   #path = '';
+  #closing = false;
   #idle: (() => void) | undefined;
+  #answered: (() => void) | undefined;
 
   constructor(handlers: Handlers, { log = () => {}, bodyMax = BODY_MAX }: ControlServerOptions = {}) {
     this.#handlers = handlers;
@@ -37,6 +52,10 @@ export class ControlServer {
     // Else the end of what a client sends is taken for the client's, and nobody answers. No type has the property.
     Object.assign(this.#http, { httpAllowHalfOpen: true });
     this.#http.on('request', (request, response) => void this.#serve(request, response));
+    this.#http.on('connection', (socket: Socket) => {
+      this.#silent.add(socket);
+      socket.on('close', () => this.#speaks(socket));
+    });
     this.#http.on('clientError', (_error, socket) => {
       if (socket.writable) socket.end('HTTP/1.1 400 Bad Request\r\nConnection: close\r\nContent-Length: 0\r\n\r\n');
       else socket.destroy();
@@ -49,17 +68,30 @@ export class ControlServer {
     this.#path = path;
   }
 
-  /** Takes no more requests, ends every `wait`, and settles when the last running call has been answered. */
+  /**
+   * Carries out no more requests, ends every `wait`, and settles when the last running call has been answered. Who had
+   * connected before is told DAEMON_STOPS: a connection that breaks would leave open whether the call was carried out.
+   */
   async close(): Promise<void> {
+    this.#closing = true;
     if (this.#path) await unlinkSocket(this.#path);
-    const closed = new Promise<void>((done) => this.#http.close(() => done()));
     for (const call of this.#running) call.abort();
     if (this.#running.size > 0) await new Promise<void>((done) => (this.#idle = done));
-    this.#http.closeIdleConnections();
-    // An answer that its client does not read must not hold up the stop for longer than this.
-    const overdue = setTimeout(() => this.#http.closeAllConnections(), 1000);
+    // Connections that nobody has accepted would end with the listener. The turn that runs now may be past accepting.
+    await turn();
+    await turn();
+    const impatient = setTimeout(() => this.#answered?.(), PATIENCE_MS);
+    if (this.#silent.size > 0) await new Promise<void>((done) => (this.#answered = done));
+    clearTimeout(impatient);
+    const closed = new Promise<void>((done) => this.#http.close(() => done()));
+    const overdue = setTimeout(() => this.#http.closeAllConnections(), PATIENCE_MS);
     await closed;
     clearTimeout(overdue);
+  }
+
+  #speaks(socket: Socket): void {
+    this.#silent.delete(socket);
+    if (this.#silent.size === 0) this.#answered?.();
   }
 
   async #serve(request: IncomingMessage, response: ServerResponse): Promise<void> {
@@ -69,6 +101,7 @@ export class ControlServer {
     response.on('close', gone);
     // A client that was killed looks like one that only sends no more: a call that waits ends, and is answered so.
     const { socket } = request;
+    this.#speaks(socket);
     socket.on('end', gone);
     try {
       await this.#answer(request, response, abort.signal);
@@ -104,6 +137,7 @@ export class ControlServer {
         return refuse(response, 400, 'the body is not JSON');
       }
     }
+    if (this.#closing) throw stops();
     const result = await this.#handlers[wanted](argumentsOf(wanted, body), signal);
     send(response, 200, { result: result ?? null });
   }

@@ -1,5 +1,5 @@
 import { existsSync, mkdtempSync, rmSync, statSync, writeFileSync } from 'node:fs';
-import { request } from 'node:http';
+import { request as httpRequest } from 'node:http';
 import { connect, createServer } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -48,7 +48,7 @@ function once() {
 
 const raw = (method: string, url: string, body = '', headers: Record<string, string> = {}) =>
   new Promise<{ status: number; body: string }>((resolve, reject) => {
-    const sent = request({ socketPath: path, method, path: url, agent: false, headers }, (response) => {
+    const sent = httpRequest({ socketPath: path, method, path: url, agent: false, headers }, (response) => {
       let text = '';
       response.setEncoding('utf8');
       response.on('data', (part) => (text += part));
@@ -200,10 +200,25 @@ describe('a request that is wrong', () => {
   });
 });
 
-describe('a client that closes its sending side', () => {
-  const request = (call: string, body: string) =>
-    `POST /v1/${call} HTTP/1.1\r\nHost: x\r\nContent-Length: ${body.length}\r\n\r\n${body}`;
+const request = (call: string, body: string) =>
+  `POST /v1/${call} HTTP/1.1\r\nHost: x\r\nContent-Length: ${body.length}\r\n\r\n${body}`;
 
+test('a client that connected before the server closed, and asks after it, is told so', async () => {
+  const socket = connect(path);
+  let got = '';
+  socket.on('data', (part) => (got += part));
+  const closed = new Promise((done) => socket.on('close', done));
+  await new Promise((connected) => socket.on('connect', connected));
+  const closing = server.close();
+  while (existsSync(path)) await new Promise((turn) => setImmediate(turn));
+  socket.write(request('targets', '{}'));
+  await closed;
+  await closing;
+  expect(got).toMatch(/"code":"DAEMON_STOPS"/);
+  expect(calls).toEqual([]);
+});
+
+describe('a client that closes its sending side', () => {
   test('is answered all the same', async () => {
     // As late as can be: the end of the request has been seen.
     answer = (_call, _args, signal) =>

@@ -25,6 +25,7 @@ export interface DaemonStatus {
 
 /** Everything the control socket offers. */
 export interface DaemonControl extends Control, ForkControl, AttachControl, EventControl {
+  /** ESHUTDOWN (DAEMON_STOPS) when it is stopping, as from every call but `down`. */
   daemon(): Promise<DaemonStatus>;
   /** Settles when the devices are flushed and closed and another daemon may start. EBUSY while devices are attached, unless forced. */
   down(options?: { force?: boolean }): Promise<DaemonStatus>;

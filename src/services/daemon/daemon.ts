@@ -21,7 +21,7 @@ import { Forks } from '../fork/forks.ts';
 import { NbdServer } from '../nbd/server.ts';
 import { tlsDirectory } from '../nbd/tls.ts';
 import { CALLS, type CallName } from './calls.ts';
-import { ControlServer, type Handler, type Handlers } from './control-server.ts';
+import { ControlServer, type Handler, type Handlers, stops } from './control-server.ts';
 import type { DaemonStatus } from './daemon-control.ts';
 import { controlSocket, type Directories, ensurePrivateDirectory, nbdSocket, nbdUri } from './directories.ts';
 import { AlreadyRunning, type InstanceLock, lockInstance } from './instance-lock.ts';
@@ -273,11 +273,14 @@ export class Daemon {
       attach: ([name]) => attachments.attach(name as string),
       detach: ([name]) => attachments.detach(name as string),
       attachments: () => attachments.attachments(),
-      daemon: () => this.#status(),
     };
     const handlers = { ...Object.fromEntries(direct), ...special } as Handlers;
-    for (const call of Object.keys(handlers) as CallName[])
-      if (call !== 'daemon') handlers[call] = this.#tracked(handlers[call]);
+    for (const call of Object.keys(handlers) as CallName[]) handlers[call] = this.#tracked(handlers[call]);
+    // Not counted among those that run.
+    handlers.daemon = async () => {
+      if (this.#stopping.signal.aborted) throw stops();
+      return this.#status();
+    };
     // Waits for all the others to end, and is not waited for.
     handlers.down = ([options]) => this.#down(options as object);
     return handlers;
@@ -285,10 +288,7 @@ export class Daemon {
 
   #tracked(handler: Handler): Handler {
     return async (args, signal) => {
-      if (this.#stopping.signal.aborted)
-        throw new DmError('DAEMON_STOPS', 'ESHUTDOWN', 'The daemon is stopping', {
-          hint: 'repeat the command: it starts the daemon again when this one has ended',
-        });
+      if (this.#stopping.signal.aborted) throw stops();
       const call = handler(args, AbortSignal.any([signal, this.#stopping.signal]));
       this.#running.add(call);
       try {

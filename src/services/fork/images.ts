@@ -39,7 +39,7 @@ export class Images {
     const devices: SavedDevice[] = [];
     for (const name of this.mapper.names()) {
       const device = this.mapper.device({ name });
-      if (this.#leaving.has(device) || device.unfinished) continue;
+      if (this.#leaving.has(device)) continue;
       const saved = this.mapper.save({ name });
       if (this.#held.has(name)) saved.suspended = false;
       const intended = this.#intended.get(device);
