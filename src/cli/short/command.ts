@@ -28,7 +28,7 @@ export interface Call<Options extends string = string> {
 
 export interface ShortCommand<Options extends string = string> {
   readonly name: string;
-  /** `IMAGE NAME`; words in brackets need not be there. */
+  /** `IMAGE NAME`; words in brackets need not be there, and the last may stand for several: `[NAME…]`. */
   readonly operands: string;
   readonly summary: string;
   /** What else there is to know, in lines. */
@@ -92,7 +92,7 @@ export function readArguments(command: ShortCommand, argv: readonly string[], io
   const wanted = command.operands.split(' ').filter((word) => word !== '');
   const needed = wanted.filter((word) => !word.startsWith('['));
   if (operands.length < needed.length) throw new UsageError(`${needed[operands.length]} is missing`);
-  if (operands.length > wanted.length)
+  if (operands.length > wanted.length && !wanted.at(-1)?.endsWith('…]'))
     throw new UsageError(`too many arguments: ${operands.slice(wanted.length).join(' ')}`);
   if (operands.includes('')) throw new UsageError('an argument is empty');
   return { operands, options: given, io };

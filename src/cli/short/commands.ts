@@ -8,6 +8,7 @@ export const COMMANDS: Readonly<Record<string, { summary: string; load: () => Pr
   attach: { summary: 'make a real block device of a device', load: () => import('./attach.ts') },
   detach: { summary: 'take the block device away again', load: () => import('./detach.ts') },
   diff: { summary: 'show what differs between a fork and its origin', load: () => import('./diff.ts') },
+  watch: { summary: 'print what happens to devices, as it comes', load: () => import('./watch.ts') },
   revert: { summary: 'make a fork equal to its origin again', load: () => import('./revert.ts') },
   drop: { summary: 'remove a fork and its COW file', load: () => import('./drop.ts') },
   inspect: { summary: 'say what a file holds: a COW store, a pool, an image', load: () => import('./inspect.ts') },

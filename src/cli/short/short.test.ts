@@ -96,16 +96,28 @@ describe('a wrong command line ends with status 2', () => {
     [['constructor'], 'dmkit: there is no command "constructor"\ndmkit help lists what there is\n'],
     [
       ['fork'],
-      'dmkit fork: IMAGE is missing\nusage: dmkit fork IMAGE NAME [--chunk SIZE] [--cow FILE] [--size SIZE] [--transient] [--raw] [--json]\n',
+      'dmkit fork: IMAGE is missing\nusage: dmkit fork IMAGE NAME [--chunk SIZE] [--cow FILE] [--size SIZE] [--autoextend PERCENT:BY[:LIMIT]] [--transient] [--raw] [--json]\n',
     ],
     [['fork', 'a', 'b', '--chnk', '4k'], 'dmkit fork: unknown option --chnk\ndid you mean --chunk?\n'],
     [
       ['fork', 'a', 'b', '--chunk'],
-      'dmkit fork: option --chunk needs a value: --chunk SIZE\nusage: dmkit fork IMAGE NAME [--chunk SIZE] [--cow FILE] [--size SIZE] [--transient] [--raw] [--json]\n',
+      'dmkit fork: option --chunk needs a value: --chunk SIZE\nusage: dmkit fork IMAGE NAME [--chunk SIZE] [--cow FILE] [--size SIZE] [--autoextend PERCENT:BY[:LIMIT]] [--transient] [--raw] [--json]\n',
     ],
     [
       ['fork', 'a', 'b', '--chunk', '4q'],
-      'dmkit fork: --chunk is "4q", not a size such as 16k or 1G\nusage: dmkit fork IMAGE NAME [--chunk SIZE] [--cow FILE] [--size SIZE] [--transient] [--raw] [--json]\n',
+      'dmkit fork: --chunk is "4q", not a size such as 16k or 1G\nusage: dmkit fork IMAGE NAME [--chunk SIZE] [--cow FILE] [--size SIZE] [--autoextend PERCENT:BY[:LIMIT]] [--transient] [--raw] [--json]\n',
+    ],
+    [
+      ['fork', 'a', 'b', '--size', '1G', '--autoextend', '70'],
+      'dmkit fork: --autoextend is "70", not such as 70:20 or 70:20:10G\nusage: dmkit fork IMAGE NAME [--chunk SIZE] [--cow FILE] [--size SIZE] [--autoextend PERCENT:BY[:LIMIT]] [--transient] [--raw] [--json]\n',
+    ],
+    [
+      ['fork', 'a', 'b', '--size', '1G', '--autoextend', '70:20:x'],
+      'dmkit fork: the limit of --autoextend is "x", not a size such as 16k or 1G\nusage: dmkit fork IMAGE NAME [--chunk SIZE] [--cow FILE] [--size SIZE] [--autoextend PERCENT:BY[:LIMIT]] [--transient] [--raw] [--json]\n',
+    ],
+    [
+      ['fork', 'a', 'b', '--autoextend', '70:20'],
+      'dmkit fork: --autoextend needs --size: what the file begins with\nusage: dmkit fork IMAGE NAME [--chunk SIZE] [--cow FILE] [--size SIZE] [--autoextend PERCENT:BY[:LIMIT]] [--transient] [--raw] [--json]\n',
     ],
     [['ls', '--json=x'], 'dmkit ls: option --json takes no value\nusage: dmkit ls [--json]\n'],
     [['ls', 'x', 'y'], 'dmkit ls: too many arguments: x y\nusage: dmkit ls [--json]\n'],

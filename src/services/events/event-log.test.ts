@@ -93,8 +93,8 @@ describe('the stream of events', () => {
     const log = logOf(4);
     const abort = new AbortController();
     const stream = watchEvents(log, { signal: abort.signal });
+    expect((await stream.next()).value).toMatchObject({ event: 'begin' });
     const first = stream.next();
-    await log.events();
     log.emit(DEV, create);
     expect((await first).value).toMatchObject({ event: 'create' });
     for (let number = 1; number <= 6; number++) log.emit(DEV, { event: 'table-event', number });

@@ -58,18 +58,21 @@ export interface Subject {
 
 export type Emit = (device: Subject, body: EventBody) => void;
 
-/** `lost`: events came faster than they were taken, and the oldest are gone. */
-export type WatchEvent = DeviceEvent | { time: string; event: 'lost' };
+/** `begin`: from here on. `lost`: events came faster than they were taken, and the oldest are gone. */
+export type WatchEvent = DeviceEvent | { time: string; event: 'begin' | 'lost' };
 
 /** Every event from now on. Ends when `signal` fires; rejects with what a call rejects with. */
 export async function* watchEvents(
   control: EventControl,
   { signal }: { signal?: AbortSignal } = {},
 ): AsyncGenerator<WatchEvent, void, void> {
+  const now = () => new Date().toISOString();
   try {
-    for (let { next } = await control.events(undefined, signal); ; ) {
+    let { next } = await control.events(undefined, signal);
+    yield { time: now(), event: 'begin' };
+    for (;;) {
       const batch = await control.events(next, signal);
-      if (batch.lost) yield { time: new Date().toISOString(), event: 'lost' };
+      if (batch.lost) yield { time: now(), event: 'lost' };
       yield* batch.events;
       next = batch.next;
     }
