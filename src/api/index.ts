@@ -15,7 +15,7 @@ export type {
 export type { Attachment } from '../services/attach/attach-control.ts';
 export type { DaemonControl, DaemonStatus } from '../services/daemon/daemon-control.ts';
 export { controlSocket, type Directories, directories, nbdSocket, nbdUri } from '../services/daemon/directories.ts';
-export { hasState, READY_FD, runningDaemon, startDaemon } from '../services/daemon/start.ts';
+export { hasState, READY_FD, runningDaemon, savedSnapshots, startDaemon } from '../services/daemon/start.ts';
 export {
   type CowEventBody,
   type DeviceEvent,
@@ -39,6 +39,7 @@ export type {
   Volume,
 } from '../services/fork/fork-control.ts';
 export type { Inspection } from '../services/fork/inspect.ts';
+export type { FilesMerge, MergeFilesOptions } from '../services/fork/merge-files.ts';
 export {
   type ConnectOptions,
   DeviceMapper,
@@ -52,6 +53,15 @@ export type { Disk } from './disk.ts';
 /** The process that is the daemon; loads everything. */
 export async function runDaemon(options: import('../services/daemon/run-daemon.ts').RunOptions): Promise<number> {
   return (await import('../services/daemon/run-daemon.ts')).runDaemon(options);
+}
+
+/** Merges a COW file into its image, both open nowhere else, in this process. */
+export async function mergeFiles(
+  image: string,
+  cow: string,
+  options?: import('../services/fork/merge-files.ts').MergeFilesOptions,
+): Promise<import('../services/fork/merge-files.ts').FilesMerge> {
+  return (await import('../services/fork/merge-files.ts')).mergeFiles(image, cow, options);
 }
 
 /** Says what a file or block device holds. */

@@ -10,8 +10,13 @@ export const COMMANDS: Readonly<Record<string, { summary: string; load: () => Pr
   diff: { summary: 'show what differs between a fork and its origin', load: () => import('./diff.ts') },
   watch: { summary: 'print what happens to devices, as it comes', load: () => import('./watch.ts') },
   revert: { summary: 'make a fork equal to its origin again', load: () => import('./revert.ts') },
+  merge: { summary: 'put what a fork changed into its image', load: () => import('./merge.ts') },
   drop: { summary: 'remove a fork and its COW file', load: () => import('./drop.ts') },
   inspect: { summary: 'say what a file holds: a COW store, a pool, an image', load: () => import('./inspect.ts') },
+  'replay-log': {
+    summary: 'repeat what a log-writes target logged, up to a mark or a flush',
+    load: () => import('./replay-log.ts'),
+  },
   up: { summary: 'start the daemon', load: () => import('./up.ts') },
   down: { summary: 'stop the daemon; its devices come back with the next start', load: () => import('./down.ts') },
   links: { summary: 'make links so that scripts find dmsetup', load: () => import('./links.ts') },

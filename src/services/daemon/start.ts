@@ -1,12 +1,15 @@
 /** From a command to a daemon that answers: the one that runs, or one that is started now. */
 import { spawn } from 'node:child_process';
 import { closeSync, openSync, readFileSync, watch } from 'node:fs';
-import { join } from 'node:path';
+import { readFile, realpath } from 'node:fs/promises';
+import { join, resolve } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { DmError } from '../../errors.ts';
+import { splitWords } from '../../targets/arguments.ts';
 import { controlClient } from './control-client.ts';
 import type { DaemonControl } from './daemon-control.ts';
 import { controlSocket, type Directories, ensurePrivateDirectory } from './directories.ts';
+import type { State } from './state.ts';
 import { fromWire } from './wire-error.ts';
 
 const PROGRAM = fileURLToPath(new URL('../../../bin/dmkit', import.meta.url));
@@ -53,6 +56,35 @@ export function hasState({ state }: Directories): boolean {
   } catch (error) {
     return (error as NodeJS.ErrnoException).code !== 'ENOENT';
   }
+}
+
+/**
+ * Names of the snapshots of `image` that the daemon has, or would bring back: `own` is the one over `cow`, or is being
+ * merged from it. Paths may be relative to `directory`.
+ */
+export async function savedSnapshots(
+  { state }: Directories,
+  { image, cow, directory }: { image: string; cow: string; directory: string },
+): Promise<{ own?: string; others: string[] }> {
+  const found: { own?: string; others: string[] } = { others: [] };
+  let saved: Partial<State>;
+  try {
+    ({ state: saved } = JSON.parse(await readFile(join(state, 'state.json'), 'utf8')));
+  } catch {
+    // Nothing that a daemon could bring back.
+    return found;
+  }
+  const canonical = (path: string) => realpath(resolve(directory, path)).catch(() => path);
+  const [imageName, cowName] = await Promise.all([canonical(image), canonical(cow)]);
+  for (const { name, table = [] } of saved.devices ?? [])
+    for (const { type, args } of table) {
+      const words = splitWords(args);
+      if (!['snapshot', 'snapshot-merge'].includes(type) || words[0] !== imageName) continue;
+      if (words[1] === cowName) found.own = type === 'snapshot' ? name : found.own;
+      else if (!words[2]?.startsWith('N')) found.others.push(name);
+    }
+  found.own ??= saved.forks?.find(({ merging }) => merging?.cow === cowName)?.merging?.name;
+  return found;
 }
 
 /** Undefined when the daemon is ready. */
