@@ -71,4 +71,14 @@ export async function inspectFile(
 ): Promise<import('../services/fork/inspect.ts').Inspection> {
   return (await import('../services/fork/inspect.ts')).inspectFile(path, options);
 }
+
+/** Opens the log of a log-writes target, to list it or to repeat it onto a disk. */
+export async function openWriteLog(
+  log: string,
+  options?: { directory?: string },
+): Promise<import('../services/log-writes/open-write-log.ts').WriteLogFile> {
+  return (await import('../services/log-writes/open-write-log.ts')).openWriteLog(log, options);
+}
+export type { LoggedEntry, WriteLogFile } from '../services/log-writes/open-write-log.ts';
 export type { TlsOptions } from '../services/nbd/tls.ts';
+export type { Replayed, ReplayOptions } from '../stores/log-writes/replay.ts';

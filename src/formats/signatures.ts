@@ -50,6 +50,7 @@ export const SIGNATURES: readonly Signature[] = [
   entry('image', 'bzip2', 0, 'BZh', 'bunzip2'),
   entry('store', COW_STORE, 0, 'SnAp'),
   entry('store', 'thin pool metadata', 32, '\xba\x52\x9c\x01\0\0\0\0'),
+  entry('store', 'log-writes log', 0, 'rhswfsj\0'),
   ...[0, 512, 1024, 1536].map((at) => entry('store', 'LVM2 physical volume', at, 'LABELONE')),
   entry('volume', 'LUKS container', 0, 'LUKS\xba\xbe'),
   entry('volume', 'XFS file system', 0, 'XFSB'),

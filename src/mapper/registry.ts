@@ -3,6 +3,7 @@ import { delay } from '../targets/delay.ts';
 import { error } from '../targets/error.ts';
 import { flakey } from '../targets/flakey.ts';
 import { linear } from '../targets/linear.ts';
+import { logWrites } from '../targets/log-writes.ts';
 import { snapshotMerge } from '../targets/snapshot/merge.ts';
 import { snapshotOrigin } from '../targets/snapshot/origin.ts';
 import { snapshot } from '../targets/snapshot/snapshot.ts';
@@ -11,6 +12,7 @@ import type { TargetType } from '../targets/target.ts';
 import { zero } from '../targets/zero.ts';
 
 export const targetTypes: readonly TargetType[] = [
+  logWrites,
   flakey,
   delay,
   zero,
