@@ -17,10 +17,6 @@ export const COMMANDS: Readonly<Record<string, { summary: string; load: () => Pr
     summary: 'repeat what a log-writes target logged, up to a mark or a flush',
     load: () => import('./replay-log.ts'),
   },
-  'replay-log': {
-    summary: 'repeat what a log-writes target logged, up to a mark or a flush',
-    load: () => import('./replay-log.ts'),
-  },
   up: { summary: 'start the daemon', load: () => import('./up.ts') },
   down: { summary: 'stop the daemon; its devices come back with the next start', load: () => import('./down.ts') },
   links: { summary: 'make links so that scripts find dmsetup', load: () => import('./links.ts') },
