@@ -25,7 +25,9 @@ export async function runningDaemon({ run }: Directories): Promise<DaemonControl
     await client.daemon();
     return client;
   } catch (error) {
-    if (error instanceof DmError && (error.code === 'DAEMON_DOWN' || error.code === 'DAEMON_STOPS')) return undefined;
+    // One that was killed may have accepted the connection: nothing is lost with this call.
+    const gone = ['DAEMON_DOWN', 'DAEMON_STOPS', 'DAEMON_LOST'];
+    if (error instanceof DmError && gone.includes(error.code)) return undefined;
     throw error;
   }
 }
