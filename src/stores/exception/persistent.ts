@@ -28,6 +28,7 @@ import {
   diskException,
   eachException,
   headerOf,
+  isMetadata,
   type Layout,
   layoutOf,
   MAX_CHUNK,
@@ -185,7 +186,8 @@ export class PersistentStore implements ExceptionStore {
    * The exceptions at the end of the list, the last one first, neighbours joined: `most` of them, or as many as there are.
    * Every exception is durable when this is called, and none is allocated until `resumeAllocating`.
    *
-   * Throws what reading an area throws; COW_CHANGED (EIO): the list on disk is not the one that was loaded.
+   * Throws what reading an area throws; COW_CHANGED (EIO): the list on disk is not the one that was loaded; COW_ENTRY
+   * (EIO): an exception leads to metadata.
    */
   async lastRuns(most: number): Promise<Run[]> {
     await this.#readBefore(most);
@@ -198,6 +200,13 @@ export class PersistentStore implements ExceptionStore {
           'EIO',
           `Cannot merge the exception store on ${this.#cow.name}: its exception ${n}, ${oldChunk} -> ${newChunk}, is not the one that was loaded`,
           { hint: 'another program has written to it, or it names a chunk twice: `dmkit inspect` says what is there' },
+        );
+      if (isMetadata(this.layout, newChunk))
+        throw new FormatError(
+          'COW_ENTRY',
+          'EIO',
+          `Cannot merge the exception store on ${this.#cow.name}: its exception ${n}, ${oldChunk} -> ${newChunk}, leads to the header or an area`,
+          { hint: 'the store is corrupt; `dmkit inspect` says what can be read of it' },
         );
       const run = runs.at(-1);
       if (run && oldChunk === run.oldChunk - 1 && newChunk === run.newChunk - 1) {

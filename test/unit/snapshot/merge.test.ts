@@ -2,8 +2,10 @@
 import { describe, expect, onTestFinished, test } from 'vitest';
 import { Merging } from '../../../src/targets/snapshot/merging.ts';
 import {
+  area,
   areaOf,
   closeAfterwards,
+  header,
   headerOf,
   MAGIC,
   old,
@@ -599,6 +601,19 @@ test('a list that another program has changed is not merged', async () => {
   await rig.resume('origin');
   expect(await ended(rig)).toBe('Merge failed');
   expect(rig.peek(origin, 0, 1)).toEqual(old(0, 1));
+});
+
+test('an exception that leads to metadata is not merged', async () => {
+  const rig = new Rig();
+  closeAfterwards(rig);
+  const origin = rig.disk(0, 64, { content: old(0, 64) });
+  const cow = rig.disk(1, 4096);
+  rig.poke(cow, 0, header(MAGIC, 1, 1, 8));
+  // Area 1 of the store.
+  rig.poke(cow, 8, area(8, [[3, 258]]));
+  await rig.create('origin', '0 64 snapshot-merge /dev/ram0 /dev/ram1 P 8');
+  expect(await ended(rig)).toBe('Merge failed');
+  expect(rig.peek(origin, 0, 64)).toEqual(old(0, 64));
 });
 
 test('an exception beyond the origin stops the merge before anything is written', async () => {
