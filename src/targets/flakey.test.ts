@@ -220,3 +220,14 @@ test('while reads are corrupted no extent reads as zeroes for sure', async () =>
   clock.pass(1000);
   expect(target.extents(START, SECTOR)).toEqual([{ length: SECTOR, hole: false, zero: false }]);
 });
+
+test('a device that is down can be suspended; afterwards flushes fail again', async () => {
+  const { target } = await make('0 1000');
+  target.presuspend!();
+  expect(target.flush()).toBeUndefined();
+  target.resume!();
+  expect(() => target.flush()).toThrow(expect.objectContaining({ errno: 'EIO' }));
+  target.presuspend!();
+  target.presuspendUndo!();
+  expect(() => target.flush()).toThrow(expect.objectContaining({ errno: 'EIO' }));
+});

@@ -115,6 +115,7 @@ class Flakey implements Target {
   readonly #age: () => number;
   /** What reads and writes get in their data while the device is down. */
   readonly #corrupt: { readonly r?: Corruption; readonly w?: Corruption };
+  #suspending = false;
 
   constructor(range: DeviceRange, intervals: Intervals, features: Features, age: () => number) {
     this.ranges = [range];
@@ -159,7 +160,8 @@ class Flakey implements Target {
   }
 
   flush(): Maybe {
-    if (this.#isDown() && !this.#passesChange()) return;
+    // A suspend's own flush is none that somebody has asked for: a device that is down can be suspended.
+    if (this.#isDown() && (this.#suspending || !this.#passesChange())) return;
     return this.#device.flush();
   }
 
@@ -191,6 +193,18 @@ class Flakey implements Target {
     if (corrupt) words.push('corrupt_bio_byte', corrupt.byte, corrupt.direction, corrupt.value, corrupt.flags);
     const { up, down } = this.#intervals;
     return `${[deviceWord(this.#device), this.#start, up, down, words.length, ...words].join(' ')} `;
+  }
+
+  presuspend(): void {
+    this.#suspending = true;
+  }
+
+  presuspendUndo(): void {
+    this.#suspending = false;
+  }
+
+  resume(): void {
+    this.#suspending = false;
   }
 
   async close(): Promise<void> {}

@@ -1,7 +1,7 @@
 /**
  * The scenarios of the specification that concern what dmsetup takes and prints, by number. Those about I/O under a
  * suspend, a reload or a removal are in mapper-scenarios.test.ts. Not here: 14 (a mounted disk: test/system/mounted.test.ts), 32 and
- * 89-90 (thin-pool), 38 (delay), 65 and 85-86 (log-writes), 81-84 (flakey, delay).
+ * 89-90 (thin-pool).
  */
 import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
@@ -528,6 +528,128 @@ test('79: splitname', async () => {
 test('80: status -v', async () => {
   await twoAndLin();
   expect(await ok('status -v two')).toBe(`${await ok('info two')}0 1024 linear \n1024 1024 linear \n`);
+});
+
+const SECTORS_8 = 4096;
+const letters = async (name: string, count = 6) => {
+  const into = Buffer.alloc(512);
+  await rig.mapper.device({ name }).read(bytes(0), into, 0, into.length);
+  return into.toString('latin1', 0, count);
+};
+const put = async (name: string, text: string, at = 0) => {
+  const data = Buffer.alloc(SECTORS_8, text);
+  await rig.mapper.device({ name }).write(bytes(at), data, 0, data.length);
+};
+const EIO = expect.objectContaining({ errno: 'EIO' });
+
+test('38: a suspend does not wait for what a delay target holds', async () => {
+  await ok("create dl --table '0 2048 delay /dev/ram0 0 4000000'");
+  const into = Buffer.alloc(512);
+  const reading = rig.mapper.device({ name: 'dl' }).read(bytes(0), into, 0, 512);
+  expect(await ok('status dl')).toBe('0 2048 delay 1 0 0\n');
+  await ok('suspend dl');
+  await reading;
+  expect(await ok('status dl')).toBe('0 2048 delay 0 0 0\n');
+});
+
+test('65: a message goes to the target at its sector', async () => {
+  await ok("create lw --table $'0 1024 linear /dev/ram0 0\\n1024 1024 log-writes /dev/ram0 /dev/ram1'");
+  await ok('message lw 1024 mark a');
+  expect(await ok('status lw')).toBe('0 1024 linear \n1024 1024 log-writes 1 1\n');
+  expect(await fails('message lw 0 mark b')).toBe(failure('message', 'lw ', INVALID));
+  expect(await fails('message lw 1024 mark')).toBe(failure('message', 'lw ', INVALID));
+});
+
+test('81: flakey, down', async () => {
+  await ok("create fl --table '0 1000 flakey /dev/ram0 0 0 1000'");
+  await expect(letters('fl')).rejects.toThrow(EIO);
+  await expect(put('fl', 'new')).rejects.toThrow(EIO);
+  rig.a.write(bytes(0), Buffer.alloc(512, 'old...'), 0, 512);
+  await ok("load fl --table '0 1000 flakey /dev/ram0 0 0 1000 1 drop_writes'");
+  await ok('resume fl');
+  await put('fl', 'new');
+  expect(await letters('fl')).toBe('old...');
+  await ok("load fl --table '0 1000 flakey /dev/ram0 0 0 1000 1 error_writes'");
+  await ok('resume fl');
+  await expect(put('fl', 'new')).rejects.toThrow(EIO);
+  expect(await letters('fl')).toBe('old...');
+});
+
+test('82: flakey changes a byte of what is read or written', async () => {
+  await ok("create fl --table '0 2048 flakey /dev/ram0 0 0 1000 5 corrupt_bio_byte 3 r 65 0'");
+  rig.a.write(bytes(0), Buffer.alloc(512, 'abcdef'), 0, 512);
+  expect(await letters('fl')).toBe('abAdef');
+  await ok("load fl --table '0 2048 flakey /dev/ram0 0 0 1000 5 corrupt_bio_byte 3 w 66 0'");
+  await ok('resume fl');
+  await put('fl', 'abcdef');
+  expect(await letters('fl')).toBe('abBdef');
+});
+
+test('83: features in any case, printed in lower', async () => {
+  await ok("create fl --table '0 2048 flakey /dev/ram0 0 1 2 1 DROP_WRITES'");
+  expect(await ok('table fl')).toBe('0 2048 flakey 1:0 0 1 2 1 drop_writes \n');
+  expect(await ok('status fl')).toBe('0 2048 flakey \n');
+});
+
+test('84: a write that is delayed is counted', async () => {
+  await ok("create dl --table '0 2048 delay /dev/ram0 0 0 /dev/ram0 0 3000000'");
+  const writing = put('dl', 'x');
+  expect(await ok('status dl')).toBe('0 2048 delay 0 1 0\n');
+  expect(await ok('table dl')).toBe('0 2048 delay 1:0 0 0 1:0 0 3000000\n');
+  await ok('suspend dl');
+  await writing;
+});
+
+test('85: log-writes, step by step (a write with FUA is a write and a flush here)', async () => {
+  await ok("create lw --table '0 2048 log-writes /dev/ram0 /dev/ram1'");
+  const lw = rig.mapper.device({ name: 'lw' });
+  const status = async () => (await ok('status lw')).replace('0 2048 log-writes ', '').trimEnd();
+  const steps: string[] = [];
+  await put('lw', 'a');
+  steps.push(await status());
+  await lw.flush();
+  steps.push(await status());
+  await ok('message lw 0 mark m1');
+  steps.push(await status());
+  await put('lw', 'b', 4096);
+  await lw.flush();
+  steps.push(await status());
+  await lw.discard(bytes(8192), 4096);
+  steps.push(await status());
+  await lw.flush();
+  steps.push(await status());
+  expect(steps).toEqual(['0 0', '2 10', '3 11', '5 21', '5 21', '7 23']);
+  await ok('remove lw');
+  const log = Buffer.alloc(13 * 1024);
+  rig.b.read(bytes(0), log, 0, log.length);
+  const fields = (at: number, count: number) =>
+    Array.from({ length: count }, (_, index) => Number(log.readBigUInt64LE(at + 8 * index)));
+  expect(fields(8, 3)).toEqual([1, 8, 512]);
+  expect([512, 5120, 5632, 6144, 10752, 11264, 11776, 12288].map((at) => fields(at, 4))).toEqual([
+    [0, 8, 0, 0],
+    [0, 0, 1, 0],
+    [0, 0, 8, 2],
+    [8, 8, 0, 0],
+    [0, 0, 1, 0],
+    [16, 8, 4, 0],
+    [0, 0, 1, 0],
+    [0, 0, 8, 17],
+  ]);
+  expect(log.toString('latin1', 5664, 5666)).toBe('m1');
+  expect(log.toString('latin1', 12320, 12337)).toBe('dm-log-writes-end');
+  expect([log[1024], log[6656]].map((byte) => String.fromCharCode(byte))).toEqual(['a', 'b']);
+});
+
+test('86: a full log switches logging off, and nothing else', async () => {
+  rig.disks.ram(3, 20);
+  await ok("create lw --table '0 2048 log-writes /dev/ram0 /dev/ram3'");
+  const lw = rig.mapper.device({ name: 'lw' });
+  for (const letter of ['a', 'b', 'c']) {
+    await put('lw', letter);
+    await lw.flush();
+  }
+  expect(await ok('status lw')).toMatch(/^0 2048 log-writes 2 \d+ logging_disabled\n$/);
+  expect(await letters('lw', 1)).toBe('c');
 });
 
 /** `base` is the origin of `snap`, which shows something else at sector 8; both are suspended, a merge table loaded. */
