@@ -27,13 +27,6 @@ import type { Exceptions } from './exceptions.ts';
 import type { Origin } from './origins.ts';
 import { TrackedReads } from './tracked-reads.ts';
 
-/** Bytes; tests take less, so that small disks have many batches. */
-export const sizes = {
-  /** Of a batch, but at least a chunk: what a writer may have to wait for. */
-  batch: 16 * 1024 * 1024,
-  /** Read from the COW device at once. */
-  piece: 4 * 1024 * 1024,
-};
 /** Pieces under way: one is read while another is written, and threads are left for everybody else. */
 const PIECES = 2;
 /** Bytes written at once before other requests get their turn. */
@@ -54,6 +47,8 @@ interface Failed {
 export class Merging {
   /** Bytes of a batch, but at least a chunk: what a writer may have to wait for. Tests make it small. */
   static batch = 16 * 1024 * 1024;
+  /** Bytes read from the COW device at once. Tests make it small. */
+  static piece = 4 * 1024 * 1024;
   /** What ended the merge before its time, if anything ever did. */
   failure: Error | undefined;
   #store: PersistentStore;
@@ -145,7 +140,7 @@ export class Merging {
 
   /** False: nothing is left to merge. */
   async #batch(): Promise<boolean> {
-    const runs = await this.#store.lastRuns(Math.max(1, Math.floor(sizes.batch / this.#size)));
+    const runs = await this.#store.lastRuns(Math.max(1, Math.floor(Merging.batch / this.#size)));
     if (runs.length === 0) return false;
     this.#close();
     for (const { oldChunk, count } of runs) for (let i = 0; i < count; i++) this.#window.add(oldChunk + i);
@@ -204,7 +199,7 @@ export class Merging {
         );
       const shift = newChunk * this.#size - start;
       for (let stop = Math.min(start + count * this.#size, end); stop > start; ) {
-        const to = Math.max(start, stop - sizes.piece);
+        const to = Math.max(start, stop - Merging.piece);
         this.#join(pieces, { run, from: to + shift, to, length: stop - to });
         stop = to;
       }
@@ -214,7 +209,7 @@ export class Merging {
 
   #join(pieces: Piece[], part: Piece['parts'][number]): void {
     const last = pieces.at(-1);
-    if (last && part.from + part.length === last.from && last.length + part.length <= sizes.piece) {
+    if (last && part.from + part.length === last.from && last.length + part.length <= Merging.piece) {
       last.from = part.from;
       last.length += part.length;
       last.parts.push(part);
