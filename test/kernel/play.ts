@@ -5,7 +5,10 @@ import type { Kernel, KernelDisk } from './vm/vm.ts';
 /** Sectors of the patterns `b` and `c` that the guest has. */
 export const PATTERN_SECTORS = 4096 + 256;
 
-/** The words of a scenario, for the guest's bash; `keep NAME N` leaves a copy of `/dev/loopN` as `/job/NAME.img`. */
+/**
+ * The words of a scenario, for the guest's bash. Beyond those of `Session`: `keep NAME N` leaves a copy of `/dev/loopN` as
+ * `/job/NAME.img`, `below NAME N` waits until a merge has left no more than N sectors allocated, `mark NAME` tells `onMark`.
+ */
 const WORDS = `
 set -u
 cd /tmp
@@ -35,6 +38,17 @@ sum() {
   sum=$(sha256sum "/dev/mapper/$2" 2>why) || sum=$(sed 's/.*: \\(.*\\)/[failed: \\1]/' why)
   echo "sha256 $1 \${sum%%  *}"
 }
+progress() { dmsetup status "$1" | sed -nE 's|.* ([0-9]+)/[0-9]+ ([0-9]+)$|\\1 \\2|p'; }
+below() {
+  local allocated metadata
+  while read -r allocated metadata < <(progress "$1") && [ $allocated -gt $2 ] && [ $allocated != $metadata ]; do :; done
+}
+merged() {
+  local allocated metadata
+  while read -r allocated metadata < <(progress "$1") && [ $allocated != $metadata ]; do sleep 0.1; done
+  echo "merged $1"
+}
+mark() { echo "mark $1" >&3; }
 keep() { cat "/dev/loop$2" >"/job/$1.img"; echo "keep $1.img"; }
 `;
 
@@ -49,10 +63,11 @@ export async function play(
   kernel: Kernel,
   disks: readonly KernelDisk[],
   scenario: readonly string[],
+  onMark?: (name: string) => void,
 ): Promise<string[]> {
   const attach = disks.map((disk, number) => `${disk.attach(number)} || exit 1`);
   const detach = disks.map((_, number) => `losetup -d /dev/loop${number} || exit 1`);
   const clean = ['for i in 1 2 3; do dmsetup remove_all; done', '[ "$(dmsetup ls)" = "No devices found" ] || exit 1'];
-  const output = await kernel.run([WORDS, ...attach, ...scenario, ...clean, ...detach].join('\n'));
+  const output = await kernel.run([WORDS, ...attach, ...scenario, ...clean, ...detach].join('\n'), onMark);
   return output.split('\n').slice(0, -1);
 }

@@ -50,7 +50,7 @@ for program in "${programs[@]}"; do
   done
 done
 # Modules, each with those it depends on.
-modules=(virtio_pci virtio_blk virtio_net 9pnet_virtio 9p crc32c_generic dm-mod dm-snapshot dm-thin-pool dm-flakey dm-zero nbd loop ext4)
+modules=(virtio_pci virtio_blk virtio_net 9pnet_virtio 9p crc32c_generic dm-mod dm-snapshot dm-thin-pool dm-flakey dm-delay dm-log-writes dm-zero nbd loop ext4)
 for module in "${modules[@]}"; do
   { modprobe -d kernel -S "$release" --show-depends "$module" 2>/dev/null || true; } | awk '$1 == "insmod" { print $2 }' |
     while read -r file; do

@@ -8,6 +8,7 @@ import {
   ftruncateSync,
   mkdtempSync,
   openSync,
+  readdirSync,
   readFileSync,
   readSync,
   rmSync,
@@ -43,7 +44,7 @@ export class KernelDisk {
     return `losetup --direct-io=on ${where} /dev/loop${number} /dev/vda`;
   }
 
-  /** Only while it is not attached, as `read`. */
+  /** Only while it is not attached, as `read`, or while the machine stands still. */
   write(content: Uint8Array): void {
     if (content.length !== this.sectors * 512) throw new Error(`The disk takes ${this.sectors * 512} bytes`);
     writeSync(this.#fd, content, 0, content.length, this.#offset);
@@ -66,6 +67,7 @@ export class Kernel {
   readonly #process: ChildProcess;
   readonly #scratch: number;
   readonly #waiting = new Map<string, (status: number) => void>();
+  #onMark: ((name: string) => void) | undefined;
   #exited: string | undefined;
   #fail: (error: Error) => void = () => {};
   #used = 0;
@@ -119,9 +121,18 @@ export class Kernel {
     return disk;
   }
 
-  /** Runs a bash script as the guest's root; resolves with all it printed, rejects when its exit status is not 0. */
-  async run(script: string): Promise<string> {
+  /** Takes back the room of all disks so far, which nobody may use any more. New ones need content: old bytes are there. */
+  giveUpDisks(): void {
+    this.#used = 0;
+  }
+
+  /**
+   * Runs a bash script as the guest's root; resolves with all it printed, rejects when its exit status is not 0. `onMark`
+   * hears of `echo mark NAME >&3` while the script goes on.
+   */
+  async run(script: string, onMark?: (name: string) => void): Promise<string> {
     const id = `job${++this.#jobs}`;
+    this.#onMark = onMark;
     writeFileSync(join(this.#folder, `${id}.sh`), script);
     const status = await new Promise<number>((resolve, reject) => {
       if (this.#exited) return reject(new Error(this.#exited));
@@ -142,6 +153,24 @@ export class Kernel {
   /** What a script left as `/job/NAME`. */
   shared(name: string): Buffer {
     return readFileSync(join(this.#folder, name));
+  }
+
+  /** What is on disks, attached or not, if the machine loses its power now. It goes on afterwards. */
+  crash(disks: readonly KernelDisk[]): Buffer[] {
+    const { pid } = this.#process;
+    const stopped = () =>
+      readdirSync(`/proc/${pid}/task`).every((task) => {
+        const stat = readFileSync(`/proc/${pid}/task/${task}/stat`, 'utf8');
+        return stat.slice(stat.lastIndexOf(')') + 2).startsWith('T');
+      });
+    this.#process.kill('SIGSTOP');
+    try {
+      // A thread that is inside a write stops behind it.
+      while (!stopped());
+      return disks.map((disk) => disk.read());
+    } finally {
+      this.#process.kill('SIGCONT');
+    }
   }
 
   async close(): Promise<void> {
@@ -172,6 +201,7 @@ export class Kernel {
           resolve();
         }
         const [id, status] = line.trim().split(' ');
+        if (id === 'mark') this.#onMark?.(status);
         this.#waiting.get(id)?.(Number(status));
         this.#waiting.delete(id);
       });
