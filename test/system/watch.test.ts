@@ -113,6 +113,18 @@ test('the kernel’s events, and nothing of other devices', async () => {
   ]);
 });
 
+test('a merge, on the device of the origin', async () => {
+  await world.ok('dmkit', 'fork', 'disk.img', 'dev');
+  await world.ok('dmkit', 'fork', 'disk.img', 'other');
+  await write('dev', 0, MIB);
+  const watching = watch('disk');
+  await watching.until('begin');
+  await world.ok('dmkit', 'merge', 'dev');
+  const events = await watching.until('merge-done');
+  expect(events.at(-1)).toMatchObject({ device: 'disk', cow: world.path('dev.cow') });
+  expect(kinds(events)).not.toContain('table-event');
+});
+
 test('goes on over the end and the death of the daemon, and ends at SIGINT with status 0', async () => {
   const watching = watch();
   await watching.until('begin');

@@ -60,8 +60,11 @@ function watch(argv: readonly string[], control: Partial<DaemonControl> = {}) {
 
 const write = async (name: string, at: number, length: number) => {
   const disk = await dm.device(name);
-  await disk.write(at, Buffer.alloc(length, 'new'));
-  await disk.close();
+  try {
+    await disk.write(at, Buffer.alloc(length, 'new'));
+  } finally {
+    await disk.close();
+  }
 };
 
 const forked = () =>
@@ -152,4 +155,18 @@ test('says when events were lost', async () => {
   expect((await watching.until('dev4999: created'))[0]).toBe(
     'events were lost: they came faster than they could be printed',
   );
+});
+
+test.each([
+  ['as it shows', 6],
+  ['which an overflow hides', 7],
+])('prints the end of a merge, %s', async (_how, chunks) => {
+  await dm.fork('disk.img', 'dev', { directory, chunkSize: 4096, cowSize: 8 * 4096 });
+  const written = write('dev', 0, chunks * 4096);
+  await (chunks > 6 ? expect(written).rejects.toMatchObject({ code: 'SNAPSHOT_OVERFLOW' }) : written);
+  const watching = watch(['disk']);
+  await watching.until('watching');
+  await dm.merge('dev');
+  const lines = await watching.until('merged');
+  expect(lines.filter((line) => line.includes('merged'))).toEqual(['disk: dev.cow is merged']);
 });

@@ -13,6 +13,7 @@ import { dirname, join, resolve } from 'node:path';
 import { DmError } from '../../errors.ts';
 import { isNbdUri } from '../../formats/nbd/uri.ts';
 import { Lock } from '../../lib/lock.ts';
+import type { DeviceInfo, DeviceRef } from '../../mapper/control.ts';
 import type { Lease } from '../../mapper/devices.ts';
 import type { Mapper } from '../../mapper/mapper.ts';
 import type { SavedDevice } from '../../mapper/saved-device.ts';
@@ -82,7 +83,7 @@ export class Forks implements ForkControl {
     this.#images = new Images(mapper, records, save);
     this.autoextender = new Autoextender(this.#images, emit);
     this.#uri = uri;
-    this.#merges = new Merges({ ...merging, images: this.#images, lock: this.#lock });
+    this.#merges = new Merges({ ...merging, emit, images: this.#images, lock: this.#lock });
   }
 
   /** To be kept over a restart. */
@@ -166,6 +167,12 @@ export class Forks implements ForkControl {
     } finally {
       await open.close();
     }
+  }
+
+  /** As the mapper's, with a word on what is being merged. */
+  async revert(ref: DeviceRef): Promise<DeviceInfo> {
+    if ('name' in ref) this.#checkNotMerged(ref.name, 'revert');
+    return this.#mapper.revert(ref);
   }
 
   drop(name: string, { keepCow = false }: { keepCow?: boolean } = {}): Promise<Dropped> {

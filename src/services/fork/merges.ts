@@ -16,6 +16,7 @@ import type { TargetSpec } from '../../mapper/control.ts';
 import type { MappedDevice } from '../../mapper/mapped-device.ts';
 import { deviceWord, splitWords } from '../../targets/arguments.ts';
 import { SECTOR } from '../../units.ts';
+import type { Emit } from '../events/event.ts';
 import type { MergeOptions, MergeProgress } from './fork-control.ts';
 import type { Images } from './images.ts';
 import { checkMerge, type Mergeable } from './merge-check.ts';
@@ -38,6 +39,8 @@ export interface MergesOptions {
   /** Who has a device open, and how to end that, in words. */
   users?(name: string): Promise<string | undefined>;
   log?(line: string): void;
+  /** Told of the end of a merge that its status line does not show. */
+  emit?: Emit;
   /** Between two looks at the status. Rejects when `signal` fires. */
   pause?(ms: number, signal: AbortSignal): Promise<unknown>;
 }
@@ -58,6 +61,7 @@ export class Merges {
   readonly #lock: Lock;
   readonly #users: (name: string) => Promise<string | undefined>;
   readonly #log: (line: string) => void;
+  readonly #emit: Emit;
   readonly #pause: (ms: number, signal: AbortSignal) => Promise<unknown>;
   readonly #entries = new Map<ForkRecord, Entry>();
   /** The oldest first. */
@@ -67,11 +71,12 @@ export class Merges {
   readonly #following = new Set<Promise<void>>();
   #version = 0;
 
-  constructor({ images, lock, users, log = () => {}, pause }: MergesOptions) {
+  constructor({ images, lock, users, log = () => {}, emit = () => {}, pause }: MergesOptions) {
     this.#images = images;
     this.#lock = lock;
     this.#users = users ?? (async () => undefined);
     this.#log = log;
+    this.#emit = emit;
     this.#pause = pause ?? ((ms, signal) => delay(ms, undefined, { signal }));
   }
 
@@ -309,9 +314,10 @@ export class Merges {
       this.#fail(entry, note ?? 'a disk failed');
       return true;
     }
-    const left = exceptionsBy(text, progress.chunkSize) ?? (await this.#exceptionsOf(record));
+    const shown = exceptionsBy(text, progress.chunkSize);
+    const left = shown ?? (await this.#exceptionsOf(record));
     this.#count(progress, left);
-    return left === 0 && !origin.suspended && this.#finish(entry);
+    return left === 0 && !origin.suspended && this.#finish(entry, shown === undefined);
   }
 
   #count(progress: MergeProgress, left: number): void {
@@ -323,10 +329,13 @@ export class Merges {
     this.#touch(progress);
   }
 
-  #finish(entry: Entry): Promise<boolean> {
+  /** `hidden`: the words of the target do not show that it is done. */
+  #finish(entry: Entry, hidden = false): Promise<boolean> {
     return this.#lock.run(async () => {
       if (this.#stopping.signal.aborted) return false;
+      const { origin, record } = entry;
       await this.#restoreOrigin(entry);
+      if (hidden && origin) this.#emit(origin, { event: 'merge-done', cow: record.merging.cow });
       // The COW file may go only when no restart looks for it.
       await this.#images.save();
       await this.#tidy(entry);
