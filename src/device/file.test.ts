@@ -170,6 +170,32 @@ describe.each([
     expect(device!.size).toBe(12288);
   });
 
+  test('is extended by its descriptor, sparse, wherever its path leads by then', async () => {
+    make(8192, 1);
+    const file = await open('rw');
+    fs.renameSync(path, `${path}.old`);
+    make(512, 2);
+    file.extend(bytes(2 ** 30));
+    expect(file.size).toBe(2 ** 30);
+    expect(onlyHas(await read(2 ** 30 - 4096, 4096), 0)).toBe(true);
+    expect(onlyHas(await read(0, 8192), 1)).toBe(true);
+    const { size, blocks } = fs.statSync(`${path}.old`);
+    expect(size).toBe(2 ** 30);
+    expect(blocks * 512).toBeLessThan(2 ** 20);
+    expect(fs.statSync(path).size).toBe(512);
+  });
+
+  test('that cannot be extended says why, and stays as it was', async () => {
+    make(8192, 1);
+    const file = await open('rw');
+    vi.spyOn(fs, 'ftruncateSync').mockImplementationOnce(() => {
+      throw Object.assign(new Error('EFBIG: file too large'), { code: 'EFBIG' });
+    });
+    const error = await failure(() => file.extend(bytes(2 ** 40)));
+    expect(error).toMatchObject({ code: 'SYSTEM_EFBIG', errno: 'EFBIG', message: expect.stringContaining(path) });
+    expect(file.size).toBe(8192);
+  });
+
   test('notices that it shrank: its size, and a read past the end', async () => {
     make(16384, 5);
     await open('r');
