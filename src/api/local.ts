@@ -36,7 +36,6 @@ const DIRECT = [
   'measure',
   'wait',
   'setGeometry',
-  'revert',
 ] as const satisfies (keyof Control)[];
 
 export function openLocal({ major }: OpenOptions): DeviceMapper {
@@ -65,6 +64,7 @@ export function openLocal({ major }: OpenOptions): DeviceMapper {
   return {
     ...control,
     fork: (image, name, options) => forks.fork(image, name, options),
+    revert: (ref) => forks.revert(ref),
     volumes: () => forks.volumes(),
     diff: (name, options) => forks.diff(name, options),
     drop: (name, options) => forks.drop(name, options),

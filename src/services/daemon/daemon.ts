@@ -263,6 +263,7 @@ export class Daemon {
         return this.#mapper.resume(device as never, { ...(options as object), signal });
       },
       remove: ([device, options]) => this.#naming(device, this.#mapper.remove(device as never, options as object)),
+      revert: ([device]) => forks.revert(device as never),
       fork: ([image, name, options]) => forks.fork(image as string, name as string, options as object),
       volumes: () => this.#volumes(),
       diff: ([name, options]) => forks.diff(name as string, options as object),

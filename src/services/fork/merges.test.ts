@@ -424,6 +424,7 @@ describe('while a merge runs', () => {
     await expect(forks.fork(join(directory, 'x.img'), 'dev')).rejects.toMatchObject(error);
     await expect(forks.drop('dev')).rejects.toMatchObject(error);
     await expect(forks.diff('dev')).rejects.toMatchObject(error);
+    await expect(forks.revert({ name: 'dev' })).rejects.toMatchObject(error);
     await expect(forks.merge('other')).rejects.toMatchObject(error);
     disks.go();
     expect(await ended()).toMatchObject({ state: 'done' });
