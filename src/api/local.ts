@@ -1,15 +1,11 @@
 /** A mapper in this process, without a daemon. Loaded when it is first asked for. */
 import { resolve } from 'node:path';
-import { Disks } from '../device/open.ts';
 import { printNbdUri } from '../formats/nbd/uri.ts';
 import type { Control } from '../mapper/control.ts';
-import { Mapper } from '../mapper/mapper.ts';
+import { assemble } from '../services/assembly.ts';
 import { nbdUri } from '../services/daemon/directories.ts';
 import { MapperExports } from '../services/daemon/mapper-exports.ts';
 import { watchEvents } from '../services/events/event.ts';
-import { EventLog } from '../services/events/event-log.ts';
-import { Monitor } from '../services/events/monitor.ts';
-import { Forks } from '../services/fork/forks.ts';
 import { inspectFile } from '../services/fork/inspect.ts';
 import { NbdServer } from '../services/nbd/server.ts';
 import type { DeviceMapper, OpenOptions } from './device-mapper.ts';
@@ -39,27 +35,10 @@ const DIRECT = [
 ] as const satisfies (keyof Control)[];
 
 export function openLocal({ major }: OpenOptions): DeviceMapper {
-  const mapper = new Mapper({
-    major,
-    opener: new Disks(),
-    onChange: (kind, device) => monitor.changed(kind, device),
-    enlarge: (device, below) => forks.autoextender.full(device, below),
-  });
   const servers: NbdServer[] = [];
   let socket: string | undefined;
-  const events = new EventLog();
-  const forks = new Forks({
-    mapper,
-    uri: (name) => (socket === undefined ? undefined : nbdUri(socket, name)),
-    emit: events.emit,
-  });
-  const { autoextender } = forks;
-  const monitor = new Monitor({
-    mapper,
-    log: events,
-    filled: (device, cow, fill) => autoextender.filled(device, cow, fill),
-    needed: () => autoextender.needed,
-  });
+  const uri = (name: string) => (socket === undefined ? undefined : nbdUri(socket, name));
+  const { mapper, forks, monitor } = assemble({ major, uri });
   const control = Object.fromEntries(DIRECT.map((call) => [call, mapper[call].bind(mapper)])) as unknown as Control;
   return {
     ...control,

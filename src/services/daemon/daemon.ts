@@ -11,13 +11,12 @@
 import { randomUUID } from 'node:crypto';
 import { readFileSync } from 'node:fs';
 import { setTimeout as delay } from 'node:timers/promises';
-import { Disks } from '../../device/open.ts';
 import { DmError } from '../../errors.ts';
-import { Mapper } from '../../mapper/mapper.ts';
+import type { Mapper } from '../../mapper/mapper.ts';
+import { assemble } from '../assembly.ts';
 import { Attachments } from '../attach/attachments.ts';
-import { EventLog } from '../events/event-log.ts';
-import { Monitor } from '../events/monitor.ts';
-import { Forks } from '../fork/forks.ts';
+import type { Monitor } from '../events/monitor.ts';
+import type { Forks } from '../fork/forks.ts';
 import { NbdServer } from '../nbd/server.ts';
 import { tlsDirectory } from '../nbd/tls.ts';
 import { CALLS, type CallName } from './calls.ts';
@@ -93,33 +92,19 @@ export class Daemon {
     this.#locks = locks;
     this.#file = file;
     this.ended = new Promise((resolve) => (this.#ended = resolve));
-    const events = new EventLog();
     const socket = nbdSocket(options.run);
-    this.#mapper = new Mapper({
+    const { mapper, forks, monitor } = assemble({
       major: state.major,
-      opener: new Disks(),
-      onChange: (kind, device) => {
-        this.#monitor.changed(kind, device);
-        return this.#save();
-      },
-      enlarge: (device, below) => this.#forks.autoextender.full(device, below),
-    });
-    this.#forks = new Forks({
-      mapper: this.#mapper,
+      changed: () => this.#save(),
       records: state.forks,
       save: () => this.#saveNow(),
       uri: (name) => nbdUri(socket, name),
       users: (name) => this.#usersOf(name),
-      emit: events.emit,
       log: options.log,
     });
-    const { autoextender } = this.#forks;
-    this.#monitor = new Monitor({
-      mapper: this.#mapper,
-      log: events,
-      filled: (device, cow, fill) => autoextender.filled(device, cow, fill),
-      needed: () => autoextender.needed,
-    });
+    this.#mapper = mapper;
+    this.#forks = forks;
+    this.#monitor = monitor;
     this.#attachments = new Attachments({
       directory: options.run,
       nbdSocket: socket,
@@ -314,7 +299,7 @@ export class Daemon {
     try {
       return await work;
     } catch (error) {
-      if (!(error instanceof DmError) || error.errno !== 'EBUSY') throw error;
+      if (!(error instanceof DmError) || error.code !== 'DEVICE_OPEN') throw error;
       const name = this.#mapper.device(device as never).storedName;
       const users = await this.#usersOf(name, `, or use dmkit dmsetup remove --deferred ${name}`);
       if (users === undefined) throw error;

@@ -39,6 +39,10 @@ async function restart() {
   mapper = new Mapper({
     opener: disks,
     onChange: (kind, device) => monitor.changed(kind, device),
+    enlarge(device) {
+      monitor.full(device);
+      return false;
+    },
     types: [...(await realTypes()), saying],
   });
   monitor = new Monitor({
@@ -195,14 +199,14 @@ describe('a snapshot', () => {
     expect(await look()).toEqual(['fill snap cow=1:1 percent=10 used=6656 size=61440']);
   });
 
-  test('that overflows tells so, and has no event of the kernel’s', async () => {
+  test('that overflows tells so at once, and has no event of the kernel’s', async () => {
     await told();
     // Not at the end of an area, where the kernel's snapshot becomes invalid instead.
     (disks.disks.get('1:1') as MemoryDevice).size = bytes(98 * SECTOR);
     await make('PO');
     await told();
     await expect((async () => write('snap', 0, 120))()).rejects.toMatchObject({ errno: 'EIO' });
-    expect(await look()).toEqual(['overflow snap cow=1:1']);
+    expect(await told()).toEqual(['overflow snap cow=1:1']);
     expect(await look()).toEqual([]);
     expect((await mapper.info({ name: 'snap' })).eventNumber).toBe(0);
   });

@@ -131,6 +131,11 @@ export class Monitor implements EventControl {
     }
   }
 
+  /** A COW device is full. What that came to can be seen when the write that found it so has ended. */
+  full(device: MappedDevice): void {
+    if (this.#next) queueMicrotask(() => this.#look(device));
+  }
+
   #knownOf(device: MappedDevice): Known {
     let known = this.#devices.get(device);
     if (!known) {

@@ -1,0 +1,45 @@
+/** The mapper, the forks on it, and who watches both: put together the same way in the daemon and in a program. */
+import { Disks } from '../device/open.ts';
+import { Mapper } from '../mapper/mapper.ts';
+import { EventLog } from './events/event-log.ts';
+import { Monitor } from './events/monitor.ts';
+import { Forks, type ForksOptions } from './fork/forks.ts';
+
+export interface AssemblyOptions extends Omit<ForksOptions, 'mapper' | 'emit'> {
+  /** Of all mapped devices. */
+  major?: number;
+  /** Called after every change that a restart must find again, as the mapper's `onChange`. */
+  changed?(): void | Promise<void>;
+}
+
+export interface Assembly {
+  readonly mapper: Mapper;
+  readonly forks: Forks;
+  readonly monitor: Monitor;
+}
+
+export function assemble({ major, changed = () => {}, ...forking }: AssemblyOptions): Assembly {
+  const log = new EventLog();
+  const mapper: Mapper = new Mapper({
+    major,
+    opener: new Disks(),
+    onChange(kind, device) {
+      monitor.changed(kind, device);
+      return changed();
+    },
+    enlarge(device, below) {
+      const enlarged = autoextender.full(device, below);
+      if (!enlarged) monitor.full(device);
+      return enlarged;
+    },
+  });
+  const forks = new Forks({ ...forking, mapper, emit: log.emit });
+  const { autoextender } = forks;
+  const monitor: Monitor = new Monitor({
+    mapper,
+    log,
+    filled: (device, cow, fill) => autoextender.filled(device, cow, fill),
+    needed: () => autoextender.needed,
+  });
+  return { mapper, forks, monitor };
+}
