@@ -1,7 +1,7 @@
 import { expect, test } from 'vitest';
 import { deviceSuite } from '../../test/support/device-suite.ts';
 import { bytes, SECTOR } from '../units.ts';
-import { PowerSupply, SimulatedDisk } from './simulated.ts';
+import { type Outcome, PowerSupply, SimulatedDisk } from './simulated.ts';
 
 const MIB = 2 ** 20;
 
@@ -80,4 +80,61 @@ test('an injected error changes nothing', () => {
   });
   expect(() => disk.write(bytes(0), filled(2), 0, SECTOR)).toThrow(expect.objectContaining({ errno: 'ENOSPC' }));
   expect(disk.snapshot()[0]).toBe(1);
+});
+
+test('a chunk of several sectors is torn in every way there is', () => {
+  const disk = new SimulatedDisk(4 * SECTOR, { contents: filled(1, 4) });
+  disk.write(bytes(0), filled(2, 4), 0, 4 * SECTOR);
+  const outcomes = new Set(Array.from({ length: 400 }, (_, seed) => bytesAt(disk.crash(seed), 4).join('')));
+  expect(outcomes.size).toBe(2 ** 4);
+});
+
+test('what a crash leaves is a disk of its own, whatever is written to either', () => {
+  const disk = new SimulatedDisk(2 * SECTOR, { contents: filled(1, 2) });
+  disk.write(bytes(0), filled(2), 0, SECTOR);
+  disk.flush();
+  const platter = disk.afterCrash(1);
+  const again = new SimulatedDisk(2 * SECTOR, { contents: platter });
+  again.write(bytes(SECTOR), filled(3), 0, SECTOR);
+  disk.write(bytes(0), filled(4, 2), 0, 2 * SECTOR);
+  expect(bytesAt(again.snapshot(), 2)).toEqual([2, 3]);
+  expect(bytesAt(disk.snapshot(), 2)).toEqual([4, 4]);
+  expect(bytesAt(platter.bytes(), 2)).toEqual([2, 1]);
+  expect([1, 3]).toContain(again.crash(2)[SECTOR]);
+});
+
+test('who observes an operation sees what a power cut in its middle leaves', () => {
+  const seen: string[] = [];
+  const power = new PowerSupply({
+    observe: ({ kind }) => {
+      const outcomes = new Set(Array.from({ length: 50 }, (_, seed) => disk.crash(seed)[0]));
+      seen.push(`${kind} ${[...outcomes].sort().join('')}`);
+    },
+  });
+  const disk: SimulatedDisk = new SimulatedDisk(SECTOR, { power, contents: filled(1) });
+  disk.write(bytes(0), filled(2), 0, SECTOR);
+  disk.flush();
+  disk.read(bytes(0), new Uint8Array(SECTOR), 0, SECTOR);
+  expect(seen).toEqual(['write 12', 'flush 12', 'read 2']);
+});
+
+test('a crash tells which write of each sector it kept', () => {
+  const disk = new SimulatedDisk(2 * SECTOR, { contents: filled(1, 2) });
+  disk.write(bytes(0), filled(2), 0, SECTOR);
+  disk.flush();
+  disk.write(bytes(0), filled(3), 0, SECTOR);
+  const outcomes: Outcome[] = [];
+  const platter = disk.afterCrash(5, outcomes);
+  expect(outcomes).toEqual([{ sector: 0, versions: [0, 2], kept: platter.bytes()[0] === 3 ? 2 : 0 }]);
+});
+
+test('a write that fails and tears has changed any of its sectors', () => {
+  const outcomes = new Set<string>();
+  for (let seed = 0; seed < 60; seed++) {
+    const power = new PowerSupply({ seed });
+    const disk = new SimulatedDisk(2 * SECTOR, { power, contents: filled(1, 2), fault: () => 'EIO', tears: true });
+    expect(() => disk.write(bytes(0), filled(2, 2), 0, 2 * SECTOR)).toThrow('failed');
+    outcomes.add(bytesAt(disk.snapshot(), 2).join(''));
+  }
+  expect([...outcomes].sort()).toEqual(['11', '12', '21', '22']);
 });
