@@ -38,6 +38,8 @@ class Disks {
   };
   /** The fork that comes and goes under load: whether it must be there, if that is known. */
   passing: boolean | undefined = false;
+  /** `coarse` flows into the image; undefined: perhaps. */
+  merging: boolean | undefined = false;
   #tag = 0;
 
   get names(): string[] {
@@ -57,34 +59,67 @@ class Disks {
   async check(dm: RemoteMapper): Promise<void> {
     const volumes = new Map((await dm.volumes()).map((volume) => [volume.name, volume]));
     if (volumes.has('renamed')) {
-      await dm.rename({ name: 'renamed' }, 'coarse');
-      volumes.set('coarse', volumes.get('renamed')!);
+      await dm.rename({ name: 'renamed' }, 'fine');
+      volumes.set('fine', volumes.get('renamed')!);
       volumes.delete('renamed');
     }
+    if (this.merging === undefined && volumes.has('coarse')) this.merging = false;
+    else if (this.merging === undefined) this.#begun();
     if (this.passing !== undefined) expect(volumes.has('passing')).toBe(this.passing);
     if (volumes.has('passing')) await dm.drop('passing');
     this.passing = false;
     volumes.delete('passing');
-    expect([...volumes.keys()].sort()).toEqual([...this.names].sort());
+    expect([...volumes.keys()].sort()).toEqual(this.names.sort());
     for (const [name, image] of this.images) {
       const { state, note } = volumes.get(name)!;
       expect(note).toBeUndefined();
       if (state === 'suspended') await dm.resume({ name });
       else if (name === 'small' && (state === 'Invalid' || state === 'Overflow')) {
         await dm.drop(name);
-        await this.fork(dm, name);
+        this.images.delete(name);
         continue;
-      } else expect([name, state]).toEqual([name, 'active']);
+      } else expect([name, state]).toEqual([name, expect.stringMatching(/^(active|merging coarse \d+%)$/)]);
       const content = await readExport(dm.uri(name));
       expect(image.faultAfterCrash(content)).toBeUndefined();
       image.settle(content);
     }
+    if (this.merging) return;
     // What the forks show is theirs; the image itself holds what the origin shows.
     expect(readFileSync(world.path('disk.img')).equals(this.images.get('disk')!.settled)).toBe(true);
   }
 
-  /** So that there are chunks without an exception again. */
+  /** The changes of `coarse` begin to flow into the image: from now on the origin shows them, and the fork is gone. */
+  async merge(dm: RemoteMapper): Promise<void> {
+    this.merging = undefined;
+    await dm.merge('coarse');
+    this.#begun();
+  }
+
+  #begun(): void {
+    this.images.get('disk')!.settle(this.images.get('coarse')!.settled);
+    this.images.delete('coarse');
+    this.merging = true;
+  }
+
+  async #merged(dm: RemoteMapper): Promise<void> {
+    for (let since: number | undefined; this.merging; ) {
+      const progress = await dm.mergeProgress('coarse', { since }).catch((error) => {
+        // It was done before the restart.
+        if (error.code !== 'NOT_MERGING') throw error;
+      });
+      if (progress)
+        expect([progress.state, progress.error]).toEqual([expect.stringMatching(/merging|done/), undefined]);
+      this.merging = progress?.state === 'merging';
+      since = progress?.version;
+    }
+  }
+
+  /** Brings back what has gone, and makes chunks that have no exception. */
   async renew(dm: RemoteMapper, random: Prng): Promise<void> {
+    // A merge may also be killed again in the next round.
+    if (this.merging && random.chance(0.3)) return;
+    await this.#merged(dm);
+    for (const name of Object.keys(this.#forks)) if (!this.images.has(name)) await this.fork(dm, name);
     const name = random.pick(['coarse', 'fine', 'small', '', '', '']);
     if (name === '') return;
     if (random.chance(0.5)) {
@@ -98,9 +133,9 @@ class Disks {
 
   /** What somebody else does at the control socket while the load runs. Rejects when the daemon dies. */
   async meddle(dm: RemoteMapper, random: Prng): Promise<void> {
-    const name = random.pick(['coarse', 'fine', 'small', 'disk']);
-    const device = { name };
-    switch (random.pick(['nothing', 'fork', 'suspend', 'reload', 'rename'])) {
+    const device = { name: random.pick(this.names) };
+    const deeds = this.merging !== false ? ['nothing', 'suspend'] : ['nothing', 'fork', 'suspend', 'reload', 'rename'];
+    switch (random.pick(deeds)) {
       case 'fork':
         for (;;) {
           this.passing = undefined;
@@ -127,8 +162,8 @@ class Disks {
         }
       case 'rename':
         for (;;) {
-          await dm.rename({ name: 'coarse' }, 'renamed');
-          await dm.rename({ name: 'renamed' }, 'coarse');
+          await dm.rename({ name: 'fine' }, 'renamed');
+          await dm.rename({ name: 'renamed' }, 'fine');
         }
     }
   }
@@ -139,35 +174,41 @@ const connect = (start: boolean) => DeviceMapper.connect({ run: world.run, state
 /** Loads every disk, and kills the daemon after a number of replies. */
 async function loadAndKill(disks: Disks, dm: RemoteMapper, random: Prng): Promise<void> {
   const { pid } = await dm.daemon();
-  let left = 1 + random.below(REPLIES_MAX);
-  const answered = () => {
-    if (--left === 0) process.kill(pid, 'SIGKILL');
-  };
-  const sectors = SIZE / SECTOR;
-  const length = 1024;
-  const hot = { from: random.below(sectors - length), length };
+  const toMerge = disks.images.has('coarse') && !disks.merging && random.chance(0.25);
+  // A merge of so little is soon over.
+  let left = 1 + random.below(toMerge || disks.merging ? REPLIES_MAX / 5 : REPLIES_MAX);
   const loads: Load[] = [];
-  for (const [name, image] of disks.images)
-    for (let connection = 0; connection < 2; connection++)
-      loads.push(
-        await Load.start(dm.uri(name), image, {
-          depth: 1 + random.below(8),
-          random: prng(random.below(2 ** 32)),
-          hot,
-          answered,
-          mayFail: name === 'small' ? ['EIO', 'ENOSPC'] : undefined,
-        }).catch((error) => {
-          if (left > 0) throw error;
-          return undefined as never;
-        }),
-      );
-  const meddling = disks.meddle(dm, random).catch((error) => {
-    if (error.code !== 'DAEMON_LOST' && error.code !== 'DAEMON_DOWN') throw error;
-  });
-  const started = loads.filter((load) => load !== undefined);
-  await Promise.all(started.map((load) => load.ended));
-  await meddling;
-  for (const load of started) expect(load.fault).toBeUndefined();
+  const length = 1024;
+  const hot = { from: random.below(SIZE / SECTOR - length), length };
+  /** What the death of the daemon fails. */
+  const unlessKilled = async (work: Promise<unknown>) => {
+    try {
+      await work;
+    } catch (error) {
+      if (left > 0) throw error;
+    }
+  };
+  const load = async (name: string) => {
+    const options = {
+      depth: 1 + random.below(8),
+      random: prng(random.below(2 ** 32)),
+      hot,
+      answered: () => {
+        if (--left === 0) process.kill(pid, 'SIGKILL');
+      },
+      mayFail: name === 'small' ? (['EIO', 'ENOSPC'] as const) : undefined,
+    };
+    loads.push(await Load.start(dm.uri(name), disks.images.get(name)!, options));
+  };
+  const others = disks.names.filter((name) => !toMerge || (name !== 'disk' && name !== 'coarse'));
+  for (const name of [...others, ...others]) await unlessKilled(load(name));
+  if (toMerge) {
+    await unlessKilled(disks.merge(dm));
+    if (disks.merging) await unlessKilled(load('disk'));
+  }
+  await unlessKilled(disks.meddle(dm, random));
+  await Promise.all(loads.map((each) => each.ended));
+  for (const { fault } of loads) expect(fault).toBeUndefined();
 }
 
 test(`after kill -9 no write is lost that a flush had covered, ${ROUNDS} times`, async () => {
