@@ -2,6 +2,9 @@ import { expect, test } from 'vitest';
 import type { BlockDevice } from '../device/block-device.ts';
 import { MemoryDevice } from '../device/memory.ts';
 import { logEntry } from '../formats/log-writes.ts';
+import { prng } from '../lib/prng.ts';
+import { LogReader } from '../stores/log-writes/log-reader.ts';
+import { replay } from '../stores/log-writes/replay.ts';
 import { ScriptedDevice } from '../testing/scripted-device.ts';
 import { targetSuite } from '../testing/target-suite.ts';
 import { bytes, SECTOR, sector } from '../units.ts';
@@ -317,4 +320,65 @@ test('64 clients at once: the log leads to the same content', async () => {
   }
   expect(writes).toBe(64 * 12);
   expect(replayed.equals(await readBytes(device, 0, device.size))).toBe(true);
+});
+
+test('what a write brought is kept as it was, although its buffer is used again', async () => {
+  const { target, log } = await make();
+  const buffer = Buffer.alloc(8 * SECTOR);
+  for (const [index, letter] of ['a', 'b'].entries()) {
+    buffer.fill(letter);
+    target.write(bytes(8 * index * SECTOR), buffer, 0, buffer.length);
+  }
+  target.flush();
+  expect(await entries(log)).toEqual(['0+8 0 a', '8+8 0 b', '0+0 1']);
+});
+
+/** A power cut at a flush that was acknowledged: everything that had completed when it was issued is there. */
+test('replayed to each flush, the disk is what had completed when the flush was issued', async () => {
+  for (let seed = 1; seed <= 20; seed++) {
+    const random = prng(seed);
+    const device = disk(0);
+    const { target, log } = await make({ device, log: disk(1, 65_536) });
+    device.later = seed % 2 === 0;
+    log.later = seed % 3 === 0;
+    // In the order of completion, which is that of arrival on disks that all answer in the next turn.
+    const content = Buffer.alloc(64 * SECTOR);
+    const states: Buffer[] = [];
+    const client = async (letter: number) => {
+      for (let step = 0; step < 20; step++) {
+        const at = random.below(60);
+        const length = (1 + random.below(4)) * SECTOR;
+        if (random.chance(0.2)) {
+          await target.writeZeroes(bytes(at * SECTOR), length, true);
+          content.fill(0, at * SECTOR, at * SECTOR + length);
+        } else {
+          const data = Buffer.alloc(length, letter + step);
+          await target.write(bytes(at * SECTOR), data, 0, length);
+          data.copy(content, at * SECTOR);
+        }
+      }
+    };
+    let running = true;
+    const flusher = async () => {
+      while (running) {
+        const state = Buffer.from(content);
+        await target.flush();
+        states.push(state);
+        await new Promise((resolve) => setImmediate(resolve));
+      }
+    };
+    const flushing = flusher();
+    await Promise.all(Array.from({ length: 8 }, (_, index) => client(1 + index * 20)));
+    running = false;
+    await flushing;
+    await target.close();
+    log.later = false;
+    const reader = await LogReader.open(log);
+    const copy = disk(2);
+    for (const [index, state] of states.entries()) {
+      const { atFlush } = await replay(reader, copy, { toFlush: true });
+      expect(atFlush).toBe(true);
+      expect((await readBytes(copy, 0, state.length)).equals(state), `seed ${seed}, flush ${index}`).toBe(true);
+    }
+  }
 });

@@ -34,7 +34,8 @@ power cut at that moment would have left it. The first COMMAND that fails ends t
       if (target === undefined) return await list(log, entries, options.json !== undefined, io);
       const json = options.json !== undefined;
       if (atFlush !== undefined) return await replayEach(log, target, entries, atFlush, json, io);
-      const done = await log.replay(target, { toMark: options.to, entries, toFlush });
+      const done = await log.replay(target, { toMark: options.to, entries, toFlush, onProgress: progress(io) });
+      if (io.progress) io.stderr.write('\r\x1b[K');
       if (json) printJson(io, { ...done, total: log.entries });
       else io.stdout.write(describe(done, log, target));
     } finally {
@@ -48,6 +49,17 @@ function countOf(text: string | undefined, option: string): number | undefined {
   const value = /^\d+$/.test(text) ? Number(text) : Number.NaN;
   if (!Number.isSafeInteger(value)) throw new UsageError(`${option} is ${JSON.stringify(text)}, not a number`);
   return value;
+}
+
+/** A terminal is told each time when another percent is done. */
+function progress(io: ShortIo): ((done: number, count: number) => void) | undefined {
+  if (!io.progress) return undefined;
+  let shown = -1;
+  return (done, count) => {
+    const percent = Math.floor((100 * done) / count);
+    if (percent !== shown) io.stderr.write(`\r${percent} %`);
+    shown = percent;
+  };
 }
 
 /** What comes behind the last flush is repeated too. */

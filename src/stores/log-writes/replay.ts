@@ -17,6 +17,8 @@ export interface ReplayOptions {
   readonly toFlush?: boolean;
   /** At most so many entries. */
   readonly entries?: number;
+  /** Called after each entry: how many have been repeated, of how many. */
+  onProgress?(done: number, count: number): void;
 }
 
 export interface Replayed {
@@ -60,6 +62,7 @@ export async function replay(log: LogReader, target: BlockDevice, options: Repla
       if (!target.canDiscard) discardsSkipped++;
       else if (entry.length > 0) await target.discard(entry.at, entry.length);
     }
+    options.onProgress?.(log.position.index - start.index, end - start.index);
   }
   await target.flush();
   return { first: start.index, next: end, writes, written, discards, discardsSkipped, atFlush };
