@@ -47,6 +47,26 @@ export async function fillHalf(uri: string, size: number, chunk: number): Promis
   ]);
 }
 
+/** Writes `amount` bytes in pieces of `blockSize`, each to a place of its own within `size` bytes, and flushes. */
+export async function fill(
+  uri: string,
+  pattern: 'write' | 'randwrite',
+  size: number,
+  amount: number,
+  blockSize: number,
+): Promise<void> {
+  await fio([
+    ...['--name=fill', '--ioengine=nbd', `--uri=${uri}`, `--size=${size}`, `--io_size=${amount}`, `--rw=${pattern}`],
+    ...[`--bs=${blockSize}`, '--iodepth=16', '--randseed=1', '--end_fsync=1'],
+  ]);
+}
+
+/** Reads the first `size` bytes once. */
+export async function readThrough(uri: string, size: number): Promise<void> {
+  const load = ['--rw=read', '--bs=1M', '--iodepth=4'];
+  await fio(['--name=read', '--ioengine=nbd', `--uri=${uri}`, `--size=${size}`, ...load]);
+}
+
 interface Side {
   total_ios: number;
   iops: number;

@@ -20,10 +20,14 @@ export const machine = (): Machine => ({
   versions: Object.fromEntries(contestants.map(({ name, version }) => [name, version()])),
 });
 
-export function markdown(rows: readonly Row[], options: Options, on: Machine): string {
+export function describe(on: Machine): string {
   const versions = Object.entries(on.versions).map(([name, version]) => `${name} ${version}`);
+  return `${on.cpu}, ${on.cores} cores, Linux ${on.kernel}, Node ${on.node}; ${versions.join(', ')}.`;
+}
+
+export function markdown(rows: readonly Row[], options: Options, on: Machine): string {
   return [
-    `${on.cpu}, ${on.cores} cores, Linux ${on.kernel}, Node ${on.node}; ${versions.join(', ')}.`,
+    describe(on),
     `Image of ${options.imageSize / 2 ** 20} MiB in ${options.folder}; median of ${options.runs} runs of ${options.seconds} s. Date: ${on.date}.`,
     ...sides.flatMap((side) => ['', `**${side}**`, '', ...table(rows.filter((row) => row.side === side))]),
     '',
@@ -46,8 +50,13 @@ function table(rows: readonly Row[]): string[] {
     });
     return [workload.title, ...shown, `${Math.round(own.p99)} µs`];
   });
+  return grid(head, body);
+}
+
+/** The lines of a table; all but its first column are aligned to the right. */
+export function grid(head: readonly string[], body: readonly string[][]): string[] {
   const widths = head.map((_, i) => Math.max(...[head, ...body].map((cells) => cells[i].length)));
-  const line = (cells: string[]) => `| ${cells.map((cell, i) => pad(cell, widths[i], i > 0)).join(' | ')} |`;
+  const line = (cells: readonly string[]) => `| ${cells.map((cell, i) => pad(cell, widths[i], i > 0)).join(' | ')} |`;
   return [
     line(head),
     line(widths.map((width, i) => (i > 0 ? `${'-'.repeat(width - 1)}:` : '-'.repeat(width)))),

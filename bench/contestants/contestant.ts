@@ -26,8 +26,13 @@ export interface Served {
 /** Starts a server and waits until its socket takes connections. */
 export async function start(socket: string, uri: string, command: string, args: string[], env = {}): Promise<Served> {
   const child = spawn(command, args, { stdio: ['ignore', 'ignore', 'pipe'], env: { ...process.env, ...env } });
+  return serving(child, `${command} ${args.join(' ')}`, socket, uri);
+}
+
+/** Waits until the socket of a server takes connections. */
+export async function serving(child: ChildProcess, command: string, socket: string, uri: string): Promise<Served> {
   let complaint = '';
-  child.stderr.on('data', (text) => (complaint += text));
+  child.stderr?.on('data', (text) => (complaint += text));
   let failed: string | undefined;
   child.once('error', (error) => (failed = error.message));
   child.once('exit', (code, signal) => (failed = `it ended with ${signal ?? code}. ${complaint}`));
@@ -35,7 +40,7 @@ export async function start(socket: string, uri: string, command: string, args: 
     if (failed === undefined && tries < 1000) await pause(10);
     else {
       await stop(child);
-      throw new Error(`Cannot start ${command} ${args.join(' ')}: ${failed ?? `${socket} does not answer`}`);
+      throw new Error(`Cannot start ${command}: ${failed ?? `${socket} does not answer`}`);
     }
   }
   return { uri, stop: () => stop(child) };
