@@ -289,8 +289,7 @@ export class Mapper implements Control {
     try {
       for (const { name, uuid, minor, readAhead, readAheadMinimum } of saved)
         await this.create(name, { uuid, minor, readAhead, readAheadMinimum });
-      const isLate = ({ table = [] }: SavedDevice) =>
-        table.some(({ type }) => this.#source.types.get(type)?.writesByItself);
+      const isLate = (device: SavedDevice) => this.#writtenBy(device).length > 0;
       for (const device of inLoadOrder(saved, this.major, isLate)) await this.#restore(device);
       for (const { name, deferredRemove } of saved)
         if (deferredRemove && this.#index.named(name)) await this.remove({ name }, { deferred: true });
@@ -336,6 +335,7 @@ export class Mapper implements Control {
     if (volatile !== undefined) device.note = volatile;
     else if (saved.table)
       try {
+        this.#checkSeen(saved);
         await device.load(saved.table, { readOnly: saved.readOnly });
         await device.resume();
       } catch (error) {
@@ -346,6 +346,25 @@ export class Mapper implements Control {
       }
     device.geometry = saved.geometry;
     if (saved.suspended) await device.suspend({ noflush: true, nolockfs: true });
+  }
+
+  /** What the targets of a saved device write to by themselves. */
+  #writtenBy({ table = [] }: SavedDevice): string[] {
+    return table.flatMap(({ type, args }) => this.#source.types.get(type)?.writesTo?.(splitWords(args)) ?? []);
+  }
+
+  /** Throws if what the device writes to by itself is below another one that could not be loaded: that would miss it. */
+  #checkSeen(saved: SavedDevice): void {
+    for (const word of this.#writtenBy(saved))
+      for (const { lostTable, storedName } of this.#index.sorted()) {
+        if (storedName === saved.name || !lostTable?.some(({ args }) => splitWords(args).includes(word))) continue;
+        throw new DmError(
+          'RESTORE_UNSEEN',
+          'EBUSY',
+          `it would write to ${word}, and ${storedName}, which has to see that, could not be loaded`,
+          { hint: `see why: dmkit ls; then remove ${storedName}, or restart: dmkit down; dmkit up` },
+        );
+      }
   }
 
   #volatileNote(table: readonly TargetSpec[]): string | undefined {

@@ -28,10 +28,11 @@ export interface TargetType {
    */
   volatile?(args: readonly string[]): string | undefined;
   /**
-   * Writes to its devices by itself once it is resumed. After a restart it waits until every other device is back: other
-   * targets may have to see these writes.
+   * The device, as the arguments name it, to which a target with these arguments writes by itself once it is resumed. After
+   * a restart it waits until every other device is back, and is not loaded if one over the same device is not: other
+   * targets have to see these writes.
    */
-  readonly writesByItself?: boolean;
+  writesTo?(args: readonly string[]): string;
   /** Throws TableError with the kernel's words for what is wrong, or the error of a device that cannot be opened. */
   create(line: TableLine): Promise<Target>;
 }

@@ -163,7 +163,7 @@ export class Daemon {
     log('stopping');
     this.#stopping.abort();
     await Promise.race([Promise.allSettled(this.#running), delay(PATIENCE_MS, undefined, { ref: false })]);
-    await this.#forks.stop();
+    await Promise.race([this.#forks.stop(), delay(PATIENCE_MS, undefined, { ref: false })]);
     this.#monitor.close();
     for (const { name, path } of await this.#attachments.detachAll()) log(`${name} stays attached as ${path}, dead`);
     const nbdStopped = attempt('NBD', this.#nbd.stop());

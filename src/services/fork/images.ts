@@ -94,6 +94,21 @@ export class Images {
     throw new DmError('MERGING', 'EBUSY', `Cannot ${attempted}: ${what} is being merged into ${image}`, { hint });
   }
 
+  /** Throws MERGE_OTHERS (EBUSY) if a snapshot of the image could not be loaded: it would miss the copies of a merge. */
+  checkAllThere(image: string, attempted: string): void {
+    for (const { lostTable, storedName } of this.devices()) {
+      if (!lostTable?.some(({ type, args }) => type === 'snapshot' && splitWords(args)[0] === image)) continue;
+      throw new DmError(
+        'MERGE_OTHERS',
+        'EBUSY',
+        `Cannot ${attempted}: ${storedName}, of the same image, could not be loaded, and would show the changes too`,
+        {
+          hint: `see why: dmkit ls; then drop it: dmkit drop ${storedName}; or, once it is there again: dmkit down; dmkit up`,
+        },
+      );
+    }
+  }
+
   /** The merge into this image, if there is one. */
   mergingInto(image: string): Merging | undefined {
     return this.records.find((record) => record.merging && record.image === image)?.merging;

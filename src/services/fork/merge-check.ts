@@ -35,6 +35,7 @@ export async function checkMerge(
       hint: `remove it: dmkit drop ${name}`,
     });
   images.checkNotMerging(image, `merge ${name}`);
+  images.checkAllThere(image, `merge ${name}`);
   const origin = await originOf(images, name, image);
   const shown = origin.storedName;
   if (origin.size < fork.size)

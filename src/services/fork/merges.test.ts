@@ -550,6 +550,24 @@ describe('after a restart', () => {
     expect(readFileSync(image).equals(changed([0, 'mine', 64 * KIB]))).toBe(true);
   });
 
+  test('a fork of the same image that is missing stops the merge, which would overwrite what it has no copy of', async () => {
+    await forks.fork(image, 'other');
+    const { devices } = await merging();
+    const other = join(directory, 'other.cow');
+    cpSync(other, join(directory, 'aside'));
+    rmSync(other);
+    await mapper.restore(devices);
+    await forks.recover(devices);
+    expect(await forks.mergeProgress('dev')).toMatchObject({ state: 'failed', error: /other, which has to see that/ });
+    expect(await stateOf('disk')).toBe('no table');
+    await expect(forks.merge('dev')).rejects.toMatchObject({ code: 'MERGE_OTHERS', hint: /dmkit drop other/ });
+    expect(readFileSync(image).equals(ORIGIN)).toBe(true);
+    cpSync(join(directory, 'aside'), other);
+    await restart();
+    expect(await ended()).toMatchObject({ state: 'done' });
+    expect(await read('other', 0, MIB)).toBe(ORIGIN.toString());
+  });
+
   test('a store that became invalid before the handover leaves the image as it was', async () => {
     const { devices } = await merging();
     const store = readFileSync(cow());

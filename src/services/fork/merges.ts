@@ -201,7 +201,11 @@ export class Merges {
       }
     });
     // Someone may have opened it a moment ago, and reads errors from it until he goes.
-    await mapper.remove(below).catch(() => mapper.remove(below, { deferred: true }));
+    await mapper
+      .remove(below)
+      .catch(() => mapper.remove(below, { deferred: true }))
+      // The merge runs: nothing may be undone any more.
+      .catch((error: Error) => this.#log(error.message));
   }
 
   async #join(entry: Entry, { keep }: MergeOptions): Promise<MergeProgress> {
@@ -219,6 +223,7 @@ export class Merges {
     const { record, progress } = entry;
     const { mapper } = this.#images;
     const { cow, chunkSize, name } = record.merging;
+    this.#images.checkAllThere(record.image, `go on with the merge of ${name}`);
     const known = this.#deviceOf(record);
     const sectors = known && tableOf(known)[0]?.length;
     const size = sectors === undefined ? await this.#sizeOf(record.image) : sectors * SECTOR;

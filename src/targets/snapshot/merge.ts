@@ -22,7 +22,7 @@ const TYPE = 'snapshot-merge';
 export const snapshotMerge: TargetType = {
   name: TYPE,
   version: [1, 5, 0],
-  writesByItself: true,
+  writesTo: ([origin]) => origin,
   create: (line) => create(line),
 };
 
