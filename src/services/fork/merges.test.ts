@@ -12,8 +12,7 @@ import {
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
-import type { BlockDevice, Mode } from '../../device/block-device.ts';
-import { Disks } from '../../device/open.ts';
+import { Obstacles } from '../../../test/support/obstacles.ts';
 import { ioError } from '../../errors.ts';
 import { Mapper } from '../../mapper/mapper.ts';
 import { bytes } from '../../units.ts';
@@ -33,39 +32,6 @@ let mapper: Mapper;
 let forks: Forks;
 let disks: Obstacles;
 let log: string[];
-
-/** Files of which each can be made to wait, to fail or to refuse writes. */
-class Obstacles extends Disks {
-  readonly #opened = new Map<string, BlockDevice>();
-  readOnly = '';
-  failing = '';
-  #stopped = '';
-  #waiting: (() => void)[] = [];
-
-  /** Writes to `path` wait until `go`. */
-  stop(path: string): void {
-    this.#stopped = path;
-  }
-
-  go(): void {
-    this.#stopped = '';
-    for (const proceed of this.#waiting.splice(0)) proceed();
-  }
-
-  override async open(identity: string, mode: Mode): Promise<BlockDevice> {
-    const device = await super.open(identity, mode);
-    const { name } = device;
-    this.#opened.set(name, device);
-    if (this.readOnly === name) Object.defineProperty(device, 'readOnly', { value: true });
-    const write = device.write.bind(device);
-    device.write = (...request) => {
-      if (this.failing === name) throw ioError(`Cannot write to ${name}: injected`);
-      if (this.#stopped !== name) return write(...request);
-      return new Promise<void>((proceed) => this.#waiting.push(proceed)).then(() => device.write(...request));
-    };
-    return device;
-  }
-}
 
 beforeEach(() => {
   directory = mkdtempSync(join(tmpdir(), 'dmkit-merges-'));
