@@ -146,3 +146,39 @@ test('a reset waits for a batch on its way to the disk, and for the header of an
   expect(again.valid).toBe(true);
   expect(again.size).toBe(0);
 });
+
+/** Two chunks given up, the first one first, so that it stays in the queue. */
+function giveUpTwo(store: PersistentStore): void {
+  const first = store.allocate(50);
+  const second = store.allocate(51);
+  store.settle(first, false);
+  store.settle(second, false);
+}
+
+test('a merge of an empty list shows that it is empty, whatever was given up before', async () => {
+  const device = make();
+  const store = await PersistentStore.open(device, C);
+  giveUpTwo(store);
+  expect(await store.lastRuns(100)).toEqual([]);
+  expect(store.usage()).toMatchObject({ allocated: 2, metadata: 2 });
+});
+
+test('after a merge that was not finished a commit covers chunks whose numbers were given up before it', async () => {
+  const device = make();
+  const store = await PersistentStore.open(device, C);
+  const kept = put(store, device, 5);
+  const merged = put(store, device, 7);
+  giveUpTwo(store);
+  expect(await store.commit(merged)).toBe('durable');
+  giveUpTwo(store);
+  await store.lastRuns(1);
+  await store.removeLast(1);
+  store.resumeAllocating();
+  const again = put(store, device, 9);
+  expect(again).toBe(merged);
+  expect(await store.commit(again)).toBe('durable');
+  expect(entries(device, 0)).toEqual([
+    [5, kept],
+    [9, again],
+  ]);
+});

@@ -190,6 +190,9 @@ export class PersistentStore implements ExceptionStore {
    * (EIO): an exception leads to metadata.
    */
   async lastRuns(most: number): Promise<Run[]> {
+    this.#forgetGivenUp();
+    // The status of a merge that has nothing to do says so.
+    if (this.#length === 0) this.#allocateBehind(1);
     await this.#readBefore(most);
     const runs: Run[] = [];
     for (let n = this.#length - 1; n >= 0 && n >= this.#length - most; n--) {
@@ -247,12 +250,19 @@ export class PersistentStore implements ExceptionStore {
 
   /** After a merge that was not finished: new chunks come behind all that are in use, which may lie in any order. */
   resumeAllocating(): void {
+    this.#forgetGivenUp();
     this.#before = [];
     let highest = 1;
     this.#completed.each((_, newChunk) => {
       if (newChunk > highest) highest = newChunk;
     });
     this.#allocateBehind(highest);
+  }
+
+  /** Nothing else is in the queue. Their numbers are given out again: they must not pass for what is not durable yet. */
+  #forgetGivenUp(): void {
+    this.#queue = [];
+    this.#head = 0;
   }
 
   /** Exceptions of the list, durable ones. */
