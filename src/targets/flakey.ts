@@ -215,7 +215,7 @@ class Flakey implements Target {
 
   #isDown(): boolean {
     const { up, down } = this.#intervals;
-    return Math.floor(this.#age() / 1000) % (up + down) >= up;
+    return (this.#age() / 1000) % (up + down) >= up;
   }
 
   /** While down. */

@@ -73,19 +73,24 @@ test('requests that wait for a log device are released when it fails', async () 
 
 test('a mark is in the log when it was sent, even while others go on writing', async () => {
   const device = logDevice();
-  device.later = true;
+  device.hold = () => true;
   const log = new WriteLog(device, SECTOR, { keptMax: 0 });
-  let stop = false;
-  const writer = (async () => {
-    while (!stop) {
-      log.wrote(0, data('x'), 0, 4096);
-      await new Promise((resolve) => setImmediate(resolve));
-    }
-  })();
-  await log.mark('here');
-  expect(await list(device)).toContain('here');
-  stop = true;
-  await writer;
+  const write = () => log.wrote(0, data('x'), 0, 4096);
+  const next = async () => {
+    await device.held(1);
+    device.go(0);
+  };
+  write();
+  const mark = log.mark('here');
+  await next();
+  await device.held(1);
+  write();
+  // The mark, then the super block that counts it.
+  await next();
+  await next();
+  await mark;
+  await device.held(1);
+  expect(await list(device)).toEqual(['x 0/4096', 'here']);
 });
 
 test('writes of any size, zeroes and discards come out as they went in', async () => {
