@@ -450,6 +450,53 @@ describe('while a merge runs', () => {
   });
 });
 
+test('the COW file stays until it is saved that no restart needs it', async () => {
+  const failures = { left: 0 };
+  begin([], async () => {
+    const types = (await forks.state()).devices.map(({ table }) => table?.[0].type);
+    const isEnding = types.includes('snapshot-origin') && forks.mergeProgress('dev').catch(() => undefined);
+    if (!(await isEnding) || failures.left === 0) return;
+    expect(existsSync(cow())).toBe(true);
+    failures.left--;
+    throw new Error('disk full');
+  });
+  await forks.fork(image, 'dev');
+  await write('dev', 0, 'mine');
+  disks.stop(image);
+  await forks.merge('dev');
+  failures.left = 5;
+  disks.go();
+  expect(await ended()).toMatchObject({ state: 'done', deleted: cow() });
+  expect(failures.left).toBe(0);
+  expect(log).toContain('dev: disk full');
+  expect(readFileSync(image).equals(changed([0, 'mine']))).toBe(true);
+});
+
+describe('an origin device that somebody gives another table in the middle of a merge', () => {
+  beforeEach(async () => {
+    await forks.fork(image, 'dev');
+    await write('dev', 0, 'mine', 64 * KIB);
+    disks.failing = image;
+    await merged();
+    await mapper.load({ name: 'disk' }, [{ start: 0, length: 2048, type: 'snapshot-origin', args: image }]);
+    await mapper.resume({ name: 'disk' });
+    disks.failing = '';
+  });
+
+  test('is given the merge again when that is asked for', async () => {
+    expect(await merged()).toMatchObject({ state: 'done', total: 4, merged: 4 });
+    expect(readFileSync(image).equals(changed([0, 'mine', 64 * KIB]))).toBe(true);
+  });
+
+  test('is not taken for one whose merge has ended, after a restart', async () => {
+    await restart();
+    expect(await forks.mergeProgress('dev')).toMatchObject({ state: 'failed' });
+    expect((await inspectFile(cow())).cow?.exceptions).toBe(4);
+    expect(await merged()).toMatchObject({ state: 'done', total: 4, merged: 4 });
+    expect(readFileSync(image).equals(changed([0, 'mine', 64 * KIB]))).toBe(true);
+  });
+});
+
 describe('a merge that a disk has failed', () => {
   beforeEach(async () => {
     await forks.fork(image, 'other');
