@@ -483,6 +483,30 @@ describe('a restart', () => {
     expect(await mapper.table({ name: 'above' })).toEqual([{ start: 0, length: 16, type: 'linear', text: '254:0 0' }]);
   });
 
+  test('brings back what reads from a suspended device when it is loaded', async () => {
+    const reader: TargetType = {
+      ...linear,
+      name: 'reader',
+      async create(line) {
+        const target = await linear.create(line);
+        await target.read(bytes(0), new Uint8Array(512), 0, 512);
+        return target;
+      },
+    };
+    mapper = new Mapper({ opener: disks, types: [linear, reader] });
+    await activate('low', [spec('linear', '1:0 0')]);
+    await activate('top', [spec('reader', 'low 0')]);
+    await mapper.suspend({ name: 'low' });
+    const saved = ['low', 'top'].map((name) => mapper.save({ name }));
+    await mapper.close();
+    mapper = new Mapper({ opener: disks, types: [linear, reader] });
+    await mapper.restore(saved);
+    expect(await mapper.list()).toMatchObject([
+      { live: true, suspended: true },
+      { live: true, suspended: false, note: undefined },
+    ]);
+  });
+
   test('keeps a device whose table cannot be loaded, says why, and tries again at the next', async () => {
     await activate('low', [spec('linear', '1:0 0')]);
     await activate('top', [spec('linear', 'low 0')]);

@@ -290,7 +290,11 @@ export class Mapper implements Control {
       for (const { name, uuid, minor, readAhead, readAheadMinimum } of saved)
         await this.create(name, { uuid, minor, readAhead, readAheadMinimum });
       const isLate = (device: SavedDevice) => this.#writtenBy(device).length > 0;
-      for (const device of inLoadOrder(saved, this.major, isLate)) await this.#restore(device);
+      const ordered = inLoadOrder(saved, this.major, isLate);
+      for (const device of ordered) await this.#restore(device);
+      // Upper ones first, and none before all are loaded: what is above reads from what is below.
+      for (const { name, suspended } of ordered.reverse())
+        if (suspended) await this.device({ name }).suspend({ noflush: true, nolockfs: true });
       for (const { name, deferredRemove } of saved)
         if (deferredRemove && this.#index.named(name)) await this.remove({ name }, { deferred: true });
     } finally {
@@ -345,7 +349,6 @@ export class Mapper implements Control {
         device.note = `table not loaded after a restart: ${(error as Error).message}`;
       }
     device.geometry = saved.geometry;
-    if (saved.suspended) await device.suspend({ noflush: true, nolockfs: true });
   }
 
   /** What the targets of a saved device write to by themselves. */
