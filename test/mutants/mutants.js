@@ -1,13 +1,19 @@
 /**
- * Every guard that keeps a promise on what a write means, and the change that takes it away. `npm run mutants` makes each
- * change in a copy of the project and demands that the crash and property suites fail there.
+ * Every guard that keeps a promise on what a write means, and the change that takes it away, in one place or, where a
+ * second one would stand in for the first, in `edits`. `npm run mutants` makes each change in a copy of the project and
+ * demands that the crash and property suites fail there.
  */
+/** @typedef {{ file: string, find: string, replace: string }} Edit */
+
 const store = 'src/stores/exception/persistent.ts';
 const exceptions = 'src/targets/snapshot/exceptions.ts';
 const origins = 'src/targets/snapshot/origins.ts';
+const merge = 'src/targets/snapshot/merge.ts';
+const merging = 'src/targets/snapshot/merging.ts';
 const snapshot = 'src/targets/snapshot/snapshot-table.ts';
 
-export const mutants = [
+/** @type {{ guard: string, file?: any, find?: any, replace?: any, edits?: Edit[] }[]} */
+const guards = [
   {
     guard: 'data is durable before the area that names it',
     file: store,
@@ -159,4 +165,159 @@ export const mutants = [
     find: 'await this.exceptions?.drain();',
     replace: '',
   },
+  {
+    guard: 'other snapshots have their copies, durably, before a batch overwrites the origin',
+    edits: [
+      { file: merging, find: '    await this.#others(pieces);\n', replace: '' },
+      { file: merging, find: 'this.#origin.write(bytes(part.to)', replace: 'this.#origin.device.write(bytes(part.to)' },
+    ],
+  },
+  {
+    guard: 'writes to a batch wait from before the others copy',
+    edits: [
+      {
+        file: merging,
+        find: '    for (const { oldChunk, count } of runs) for (let i = 0; i < count; i++) this.#window.add(oldChunk + i);\n',
+        replace: '',
+      },
+      {
+        file: merging,
+        find: '    const failed = await this.#copy(pieces);\n',
+        replace:
+          '    for (const { oldChunk, count } of runs) for (let i = 0; i < count; i++) this.#window.add(oldChunk + i);\n    const failed = await this.#copy(pieces);\n',
+      },
+    ],
+  },
+  {
+    guard: 'a write to a chunk of the batch waits',
+    file: merge,
+    find: 'const wait = merging.hold(first);',
+    replace: 'const wait = undefined as Promise<void> | undefined;',
+  },
+  {
+    guard: 'a write over the edge of the batch waits where it has to',
+    file: merge,
+    find: 'const alone = newChunk >= 0 && merging.busy;',
+    replace: 'const alone = false as boolean;',
+  },
+  {
+    guard: 'a write that waited asks again where to go',
+    file: merge,
+    find: 'if (wait) return wait.then(() => this.#put(at, from, start, count, mayUnmap));',
+    replace:
+      'if (wait) return wait.then(() => this.cow.write(bytes(newChunk * chunkBytes + at - first * chunkBytes), from!, start, count));',
+  },
+  {
+    guard: 'writes under way on the COW device end before their batch is copied',
+    file: merging,
+    find: '    await every(runs.map(({ oldChunk, count }) => this.#writes.on(oldChunk, oldChunk + count - 1)).filter(isPromise));\n',
+    replace: '    void isPromise;\n',
+  },
+  {
+    guard: 'a buffer is used again when the writes from it have ended',
+    file: merging,
+    find: '      await every(waits);\n    }\n  }\n}',
+    replace: '      void waits;\n    }\n  }\n}',
+  },
+  {
+    guard: 'the origin is flushed before its exceptions leave the list',
+    file: merging,
+    find: '      await this.#origin.device.flush();\n',
+    replace: '',
+  },
+  {
+    guard: 'a chunk that could not be copied keeps its exception',
+    file: merging,
+    find: 'runs.slice(0, failed?.run)',
+    replace: 'runs',
+  },
+  {
+    guard: 'the list is cut, durably, before the writes that wait go to the origin',
+    file: store,
+    find: '    await this.#cow.flush();\n    for (let n = this.#length - 1; n >= length; n--) this.#completed.delete(this.#entry(n).oldChunk);',
+    replace: '    for (let n = this.#length - 1; n >= length; n--) this.#completed.delete(this.#entry(n).oldChunk);',
+  },
+  {
+    guard: 'a chunk leaves the map when it has left the list',
+    edits: [
+      {
+        file: store,
+        find: '    for (let n = this.#length - 1; n >= length; n--) this.#completed.delete(this.#entry(n).oldChunk);\n',
+        replace: '',
+      },
+      {
+        file: store,
+        find: '    area.fill(0, filled * diskException.size);\n',
+        replace:
+          '    for (let n = this.#length - 1; n >= length; n--) this.#completed.delete(this.#entry(n).oldChunk);\n    area.fill(0, filled * diskException.size);\n',
+      },
+    ],
+  },
+  {
+    guard: 'areas that a batch emptied are zeroed on the disk',
+    file: store,
+    find: '    for (let i = this.#areaIndex; i > index; i--) await this.#cow.write(this.#areaAt(i), empty, 0, chunkBytes);\n',
+    replace: '    void empty;\n',
+  },
+  {
+    guard: 'a list that could not be cut is cut before anything else happens to its chunks',
+    file: merging,
+    find: '    if (this.#unfinished === 0) this.#window.clear();',
+    replace: '    this.#window.clear();',
+  },
+  {
+    guard: 'a list that could not be cut is cut before another table takes over',
+    file: merging,
+    find: '    if (this.#unfinished > 0) await this.#remove(this.#unfinished);\n    this.#release();',
+    replace: '    this.#release();',
+  },
+  {
+    guard: 'a suspend waits for the batch under way',
+    file: merge,
+    find: '  override async postsuspend(): Promise<void> {\n    await this.#merging?.stopped();\n',
+    replace: '  override async postsuspend(): Promise<void> {\n',
+  },
+  {
+    guard: 'a merge that is closed waits for the batch under way',
+    file: merge,
+    find: '  override async close(): Promise<void> {\n    await this.#merging?.stopped();\n',
+    replace: '  override async close(): Promise<void> {\n',
+  },
+  {
+    guard: 'writes to a merging device copy for the other snapshots',
+    file: merge,
+    find: 'return from ? this.origin.write(to, from, start, count) : this.origin.writeZeroes(to, count, mayUnmap);\n    }\n    const merging',
+    replace:
+      'return from ? this.origin.device.write(to, from, start, count) : this.origin.device.writeZeroes(to, count, mayUnmap);\n    }\n    const merging',
+  },
+  {
+    guard: 'a flush of a merging device reaches the origin',
+    file: merge,
+    find: 'for (const device of [this.origin.device, this.cow]) {',
+    replace: 'for (const device of [this.cow]) {',
+  },
+  {
+    guard: 'a flush of a merging device reaches the COW device',
+    file: merge,
+    find: 'for (const device of [this.origin.device, this.cow]) {',
+    replace: 'for (const device of [this.origin.device]) {',
+  },
+  {
+    guard: 'a merge takes over only what is durable',
+    file: 'src/targets/snapshot/snapshot-table.ts',
+    find: '        await exceptions.drain();\n',
+    replace: '',
+  },
+  {
+    guard: 'a snapshot that takes over from a merge allocates behind all that is in use',
+    file: 'src/targets/snapshot/snapshot-table.ts',
+    find: 'if (source.merging && exceptions?.store instanceof PersistentStore) exceptions.store.resumeAllocating();',
+    replace: '',
+  },
 ];
+
+/** @type {{ guard: string, edits: Edit[] }[]} */
+export const mutants = guards.map(({ guard, edits, ...edit }) => ({
+  guard,
+  edits: edits ?? [/** @type {Edit} */ (edit)],
+}));

@@ -14,42 +14,59 @@ const words = process.argv.slice(2);
 const copy = mkdtempSync(join(tmpdir(), 'dmkit-mutants-'));
 const seeds = { CRASH_SEEDS: '40', PROPERTY_SEEDS: '120' };
 
+const run = (command, args, timeout) =>
+  spawnSync(command, args, {
+    cwd: copy,
+    env: { ...process.env, ...seeds },
+    stdio: 'ignore',
+    // A suite that hangs without a guard has noticed, too.
+    timeout,
+    killSignal: 'SIGKILL',
+  }).status === 0;
+
+/** The crash suite first, which notices most within seconds. */
 function suitesPass() {
-  const { status } = spawnSync(
-    join(root, 'node_modules/.bin/vitest'),
-    ['run', '--project', 'unit', '--bail', '1', 'test/unit/crash', 'test/unit/snapshot', 'src/stores'],
-    {
-      cwd: copy,
-      env: { ...process.env, ...seeds },
-      stdio: 'ignore',
-      // A suite that hangs without a guard has noticed, too.
-      timeout: 240_000,
-      killSignal: 'SIGKILL',
-    },
-  );
-  return status === 0;
+  run(join(root, 'node_modules/.bin/tsc'), ['-p', 'tsconfig.crash.json'], 60_000);
+  const crash = ['.build/test/unit/crash/main.js', '--seeds', '600', '--bail'];
+  if (!run(process.execPath, crash, 240_000)) return false;
+  const suites = ['test/unit/crash', 'test/unit/snapshot', 'src/stores'];
+  return run(join(root, 'node_modules/.bin/vitest'), ['run', '--project', 'unit', '--bail', '1', ...suites], 240_000);
 }
 
 let bad = 0;
 try {
-  for (const part of ['src', 'test', 'package.json', 'tsconfig.json', 'vitest.config.ts'])
+  for (const part of [
+    'src',
+    'test',
+    'package.json',
+    'tsconfig.json',
+    'tsconfig.tools.json',
+    'tsconfig.crash.json',
+    'vitest.config.ts',
+  ])
     cpSync(join(root, part), join(copy, part), { recursive: true });
   symlinkSync(join(root, 'node_modules'), join(copy, 'node_modules'));
-  for (const { guard, file, find, replace } of mutants.filter(({ guard }) =>
-    words.every((word) => guard.includes(word)),
-  )) {
-    const path = join(copy, file);
-    const text = readFileSync(path, 'utf8');
-    const found = text.split(find).length - 1;
+  if (!suitesPass()) {
+    console.log('The suites fail with every guard in place.');
+    process.exit(2);
+  }
+  for (const { guard, edits } of mutants.filter(({ guard }) => words.every((word) => guard.includes(word)))) {
+    const before = new Map(edits.map(({ file }) => [file, readFileSync(join(copy, file), 'utf8')]));
+    const after = new Map(before);
     let verdict = 'missed when gone';
-    if (found !== 1) verdict = `NOT FOUND in ${file} (${found} places)`;
-    else {
-      writeFileSync(
-        path,
+    for (const { file, find, replace } of edits) {
+      const text = after.get(file);
+      const found = text.split(find).length - 1;
+      if (found !== 1) verdict = `NOT FOUND in ${file} (${found} places)`;
+      after.set(
+        file,
         text.replace(find, () => replace),
       );
+    }
+    if (!verdict.startsWith('NOT')) {
+      for (const [file, text] of after) writeFileSync(join(copy, file), text);
       if (suitesPass()) verdict = 'NOT MISSED: the suites pass without it';
-      writeFileSync(path, text);
+      for (const [file, text] of before) writeFileSync(join(copy, file), text);
     }
     if (verdict.startsWith('NOT')) bad++;
     console.log(`${verdict}: ${guard}`);

@@ -1,5 +1,6 @@
 /**
- * `npm run crash -- [--seeds N] [--first N] [--kind KIND]`: many seeds, on every core; 2,000 unless told otherwise.
+ * `npm run crash -- [--seeds N] [--first N] [--kind KIND] [--bail]`: many seeds, on every core; 2,000 unless told
+ * otherwise. `--bail` ends with the first that fails.
  * `npm run crash -- --seed N [--kind KIND] [--cut N]`: one of them again, with everything that happened up to the power
  * cut, what was left on the disks, and what came of it. Without `--cut`: until something is wrong.
  */
@@ -60,7 +61,7 @@ const hung = (seed: number, kind = kindOf(seed)) =>
   `seed ${seed} waits for something that never comes\n  again, with its history: npm run crash -- --kind ${kind} --seed ${seed}`;
 
 /** Prints what went wrong as it comes. Returns the number of seeds that failed. */
-async function many(first: number, seeds: number, kind: string | undefined): Promise<number> {
+async function many(first: number, seeds: number, kind: string | undefined, bail: boolean): Promise<number> {
   const from = performance.now();
   const last = first + seeds - 1;
   let next = first;
@@ -76,7 +77,7 @@ async function many(first: number, seeds: number, kind: string | undefined): Pro
       const worker = new Worker(new URL(import.meta.url), { workerData: kind });
       let share = 0;
       const give = () => {
-        if (next > last) return void worker.terminate().then(() => resolve(), reject);
+        if (next > last || (bail && failed > 0)) return void worker.terminate().then(() => resolve(), reject);
         share = Math.min(SHARE, last - next + 1);
         worker.postMessage({ first: next, last: next + share - 1, kind } satisfies Task);
         next += share;
@@ -97,7 +98,7 @@ async function many(first: number, seeds: number, kind: string | undefined): Pro
   await Promise.all(Array.from({ length: availableParallelism() }, one));
   progress('\n');
   console.log(`${((performance.now() - from) / 1000).toFixed(0)} s`);
-  if (finished < seeds) throw new Error(`only ${finished} of ${seeds} seeds have ended`);
+  if (finished < seeds && failed === 0) throw new Error(`only ${finished} of ${seeds} seeds have ended`);
   return failed;
 }
 
@@ -142,6 +143,7 @@ async function main(): Promise<void> {
       kind: { type: 'string' },
       seed: { type: 'string' },
       cut: { type: 'string' },
+      bail: { type: 'boolean' },
     },
   });
   const number = (text: string | undefined) => {
@@ -151,13 +153,10 @@ async function main(): Promise<void> {
   if (values.kind !== undefined && !KINDS[values.kind])
     throw new Error(`"${values.kind}" is not one of ${Object.keys(KINDS).join(', ')}`);
   const seed = number(values.seed);
+  const seeds = number(values.seeds ?? process.env.CRASH_SEEDS) ?? 2000;
   const fine =
     seed === undefined
-      ? (await many(
-          number(values.first) ?? 1,
-          number(values.seeds ?? process.env.CRASH_SEEDS) ?? 2000,
-          values.kind,
-        )) === 0
+      ? (await many(number(values.first) ?? 1, seeds, values.kind, values.bail ?? false)) === 0
       : await again(seed, values.kind ?? kindOf(seed), number(values.cut));
   process.exitCode = fine ? 0 : 1;
 }

@@ -89,8 +89,16 @@ export async function startMerge(stack: Stack, slot: number): Promise<void> {
     return stack.start();
   }
   await stack.load('base', stack.table(slot, 'snapshot-merge'));
-  await stack.suspend('base');
-  await stack.suspend(name);
+  if (random.chance(0.5)) {
+    // The other way round, writers of the origin copy for a snapshot that is suspended.
+    await stack.suspend(name);
+    const writes = stack.options.cow === undefined ? random.below(3) : 0;
+    for (let i = 0; i < writes; i++) writeSomewhere(stack, 'base');
+    await stack.suspend('base');
+  } else {
+    await stack.suspend('base');
+    await stack.suspend(name);
+  }
   model.merge(slot);
   writeSomewhere(stack, 'base');
   await stack.resume('base');
