@@ -4,10 +4,22 @@
  * the other on one filesystem, in one run, each from files that are on the disk and not in the page cache.
  */
 import { execFileSync, fork } from 'node:child_process';
-import { closeSync, mkdirSync, mkdtempSync, openSync, rmSync, statfsSync, writeSync } from 'node:fs';
+import {
+  closeSync,
+  mkdirSync,
+  mkdtempSync,
+  openSync,
+  readSync,
+  rmSync,
+  statfsSync,
+  statSync,
+  writeSync,
+} from 'node:fs';
 import { join } from 'node:path';
 import { setTimeout as pause } from 'node:timers/promises';
+import { areaChunk, layoutOf } from '../src/formats/exception-store.ts';
 import { prng } from '../src/lib/prng.ts';
+import { SECTOR, sector } from '../src/units.ts';
 import { serving, start } from './contestants/contestant.ts';
 import { fill, measure, readThrough } from './fio.ts';
 
@@ -51,10 +63,10 @@ export interface MergeRow {
   early: number;
 }
 
-/** What fits: image, store or overlay, and some room, on what the folder has free. */
+/** What fits: image, store, overlay and some room, on what the folder has free. */
 export function fitting(folder: string, changes: number): number {
   const { bavail, bsize } = statfsSync(folder);
-  const most = Math.floor((bavail * bsize * 0.9) / 3.2 / 2 ** 20) * 2 ** 20;
+  const most = Math.floor((bavail * bsize * 0.9) / 4.2 / 2 ** 20) * 2 ** 20;
   return Math.min(changes, most);
 }
 
@@ -64,66 +76,74 @@ export async function merging(options: MergeOptions, progress: (text: string) =>
     const image = join(folder, 'image.raw');
     progress('merge: making the image');
     makeImage(image, 2 * options.changes);
-    const rows = mergeCases.map(
-      (one): MergeRow => ({ case: one, copy: [], merge: [], commit: [], idle: [], during: [], early: 0 }),
-    );
-    for (let run = 0; run < options.runs; run++)
-      for (const row of rows)
-        await measureOne(row, image, folder, options, (what) =>
-          progress(`merge, ${row.case.title}, run ${run + 1} of ${options.runs}: ${what}`),
-        );
+    const rows: MergeRow[] = [];
+    for (const one of mergeCases) rows.push(await measureCase(one, image, folder, options, progress));
     return rows;
   } finally {
     rmSync(folder, { recursive: true, force: true });
   }
 }
 
-async function measureOne(
-  row: MergeRow,
+/** The changes are written once, to a store and to an overlay; what a merge takes off the list is put back on it for the next. */
+async function measureCase(
+  one: MergeCase,
   image: string,
   parent: string,
   options: MergeOptions,
-  progress: (text: string) => void,
-): Promise<void> {
+  report: (text: string) => void,
+): Promise<MergeRow> {
+  const row: MergeRow = { case: one, copy: [], merge: [], commit: [], idle: [], during: [], early: 0 };
   const folder = join(parent, 'store');
-  const inNewFolder = async (work: () => Promise<void>) => {
-    mkdirSync(folder);
-    try {
-      await work();
-    } finally {
-      rmSync(folder, { recursive: true, force: true });
+  const cow = join(folder, 'store.cow');
+  const overlay = join(folder, 'overlay.qcow2');
+  mkdirSync(folder);
+  try {
+    report(`merge, ${one.title}: writing the changes`);
+    await withServer(one, image, cow, folder, (uri) => write(uri('snapshot'), one, options));
+    await writeOverlay(one, image, overlay, folder, options);
+    const restore = keepAreas(cow, one.chunk);
+    for (let run = 1; run <= options.runs; run++) {
+      const progress = (what: string) => report(`merge, ${one.title}, run ${run} of ${options.runs}: ${what}`);
+      progress('copy');
+      row.copy.push(timed([image, cow], () => copy(cow, image, options.changes)));
+      progress('merge');
+      row.merge.push(
+        timed([image, cow], () => execute(process.execPath, [SIDE, 'merge', image, cow, String(one.chunk)])),
+      );
+      restore();
+      progress('qemu-img commit');
+      // -d: the overlay is not emptied afterwards.
+      row.commit.push(
+        timed([image, overlay], () => {
+          execute('qemu-img', ['commit', '-q', '-d', '-f', 'qcow2', overlay]);
+          execute('sync', [image]);
+        }),
+      );
+      drop([image, cow]);
+      await withServer(one, image, cow, folder, (uri, ask) => readMeanwhile(row, uri, ask, options, progress));
+      restore();
     }
+    return row;
+  } finally {
+    rmSync(folder, { recursive: true, force: true });
+  }
+}
+
+/** Returns what puts all exceptions that the store has now back on its list. Their data stays where it is. */
+function keepAreas(cow: string, chunk: number): () => void {
+  const layout = layoutOf(sector(chunk / SECTOR));
+  const { size } = statSync(cow);
+  const areas: Buffer[] = [];
+  const access = (flags: string, move: (file: number, area: number, at: number) => void) => {
+    const file = openSync(cow, flags);
+    for (let i = 0, at = 0; (at = areaChunk(layout, i) * chunk) < size; i++) move(file, i, at);
+    closeSync(file);
   };
-  await inNewFolder(async () => {
-    const cow = join(folder, 'store.cow');
-    progress('writing the changes');
-    await withServer(row.case, image, cow, folder, (uri) => write(uri('snapshot'), row.case, options));
-    progress('copy');
-    row.copy.push(timed([image, cow], () => copy(cow, image, options.changes)));
-    progress('merge');
-    row.merge.push(
-      timed([image, cow], () => run(process.execPath, [SIDE, 'merge', image, cow, String(row.case.chunk)])),
-    );
+  access('r', (file, i, at) => {
+    areas[i] = Buffer.alloc(chunk);
+    readSync(file, areas[i], 0, chunk, at);
   });
-  await inNewFolder(async () => {
-    const overlay = join(folder, 'overlay.qcow2');
-    progress('writing the changes to an overlay');
-    await writeOverlay(row.case, image, overlay, folder, options);
-    progress('qemu-img commit');
-    row.commit.push(
-      timed([image, overlay], () => {
-        run('qemu-img', ['commit', '-q', '-f', 'qcow2', overlay]);
-        run('sync', [image]);
-      }),
-    );
-  });
-  await inNewFolder(async () => {
-    const cow = join(folder, 'store.cow');
-    progress('writing the changes again');
-    await withServer(row.case, image, cow, folder, (uri) => write(uri('snapshot'), row.case, options));
-    drop([image, cow]);
-    await withServer(row.case, image, cow, folder, (uri, ask) => readMeanwhile(row, uri, ask, options, progress));
-  });
+  return () => access('r+', (file, i, at) => writeSync(file, areas[i], 0, chunk, at));
 }
 
 /** Reads a stretch of the origin that is in the page cache, wherever its chunks are: first alone, then beside the merge. */
@@ -182,7 +202,19 @@ async function writeOverlay(
   options: MergeOptions,
 ): Promise<void> {
   const socket = join(folder, 's');
-  run('qemu-img', ['create', '-q', '-f', 'qcow2', '-F', 'raw', '-b', image, '-o', `cluster_size=${WRITE}`, overlay]);
+  execute('qemu-img', [
+    'create',
+    '-q',
+    '-f',
+    'qcow2',
+    '-F',
+    'raw',
+    '-b',
+    image,
+    '-o',
+    `cluster_size=${WRITE}`,
+    overlay,
+  ]);
   const served = await start(socket, `nbd+unix:///?socket=${socket}`, 'qemu-nbd', [
     ...['--socket', socket, '--format', 'qcow2', '--persistent', overlay],
   ]);
@@ -195,7 +227,7 @@ async function writeOverlay(
 
 /** Over what is there, as a merge writes, which spares the filesystem the allocation. */
 const copy = (from: string, to: string, length: number) =>
-  run('dd', [
+  execute('dd', [
     `if=${from}`,
     `of=${to}`,
     'bs=1M',
@@ -204,7 +236,7 @@ const copy = (from: string, to: string, length: number) =>
     'status=none',
   ]);
 
-const run = (command: string, args: string[]) => {
+const execute = (command: string, args: string[]) => {
   execFileSync(command, args, { stdio: ['ignore', 'ignore', 'pipe'] });
 };
 
@@ -218,7 +250,7 @@ function timed(files: readonly string[], work: () => void): number {
 
 function drop(files: readonly string[]): void {
   for (const file of files)
-    run('dd', ['if=/dev/null', `of=${file}`, 'oflag=nocache', 'conv=notrunc,fdatasync', 'count=0', 'status=none']);
+    execute('dd', ['if=/dev/null', `of=${file}`, 'oflag=nocache', 'conv=notrunc,fdatasync', 'count=0', 'status=none']);
 }
 
 /** No zeroes and no holes: all of it is allocated. */
