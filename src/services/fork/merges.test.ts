@@ -521,6 +521,27 @@ describe('a merge that a disk has failed', () => {
     expect(await names()).toEqual(['disk', 'other']);
   });
 
+  test('goes on after an error of the COW file too, in the middle of its list', async () => {
+    disks.failing = cow();
+    expect(await merged()).toMatchObject({ state: 'failed', error: expect.stringContaining('dev.cow: injected') });
+    expect(await merged()).toMatchObject({ state: 'failed' });
+    expect(await read('disk', 0, MIB)).toBe(changed([0, 'mine', 64 * KIB]).toString());
+    disks.failing = '';
+    expect(await merged()).toMatchObject({ state: 'done', deleted: cow() });
+    expect(readFileSync(image).equals(changed([0, 'mine', 64 * KIB]))).toBe(true);
+  });
+
+  test('may be paused by a snapshot table, and goes on from there', async () => {
+    const table = { start: 0, length: 2048, type: 'snapshot', args: `${image} ${cow()} P 32` };
+    await mapper.load({ name: 'disk' }, [table]);
+    await mapper.resume({ name: 'disk' });
+    expect(await read('disk', 0, MIB)).toBe(changed([0, 'mine', 64 * KIB]).toString());
+    await write('disk', 512 * KIB, 'newer');
+    disks.failing = '';
+    expect(await merged()).toMatchObject({ state: 'done' });
+    expect(readFileSync(image).equals(changed([0, 'mine', 64 * KIB], [512 * KIB, 'newer']))).toBe(true);
+  });
+
   test('goes on by itself after a restart', async () => {
     await restart();
     expect(await ended()).toMatchObject({ state: 'done', merged: 4 });

@@ -218,7 +218,7 @@ export class Merges {
     return { ...progress };
   }
 
-  /** After a failure, once its cause is gone: with a table made anew, as the words of the old one stay. */
+  /** After a failure, once its cause is gone. The target begins again when it is resumed. */
   async #goOn(entry: Entry): Promise<void> {
     const { record, progress } = entry;
     const { mapper } = this.#images;
@@ -233,12 +233,12 @@ export class Merges {
     const work = this.#images.intending(origin, table, undefined, () =>
       this.#images.holding(ref.name, async () => {
         await this.#images.save();
-        if (typeOf(origin) === 'snapshot-merge') {
-          // One merge cannot take over from another. In between, what is written goes to the COW file, and is merged.
-          await mapper.load(ref, [{ ...table, type: 'snapshot' }]);
-          await mapper.resume(ref);
-        }
-        await mapper.load(ref, [table]);
+        if (typeOf(origin) !== 'snapshot-merge') await mapper.load(ref, [table]);
+        // What the failed disk cannot flush must not keep the merge from being tried again.
+        else
+          await mapper.suspend(ref, { noflush: true }).catch((error) => {
+            if (!origin.suspended) throw error;
+          });
         await mapper.resume(ref);
       }),
     );
@@ -314,9 +314,10 @@ export class Merges {
     }
     const [{ text }] = origin.liveTable!.text('info');
     if (text === 'Invalid') return !origin.suspended && this.#giveUp(entry);
-    if (text === 'Merge failed') {
-      const { note } = await this.#images.mapper.info({ name: origin.storedName });
-      this.#fail(entry, note ?? 'a disk failed');
+    // These words stay, though it has begun again.
+    const { note } = origin.liveTable!;
+    if (text === 'Merge failed' && note !== undefined) {
+      this.#fail(entry, note);
       return true;
     }
     const shown = exceptionsBy(text, progress.chunkSize);
@@ -374,6 +375,8 @@ export class Merges {
     const { mapper } = this.#images;
     const ref = { name: origin.storedName };
     await this.#images.whileSuspended([await mapper.info(ref)], async () => {
+      // It has failed in its last batch.
+      if (origin.liveTable?.note !== undefined) throw new DmError('MERGE_FAILED', 'EIO', origin.liveTable.note);
       await mapper.load(ref, [originTable(record.image, origin.size)]);
     });
   }
@@ -447,7 +450,7 @@ export class Merges {
       const [{ type, args } = { type: '', args: '' }] = tableOf(device);
       const words = splitWords(args);
       if (words[0] !== image) continue;
-      // A plain snapshot: left by `#goOn` when it could not go on.
+      // A plain snapshot is a merge that somebody has paused.
       if ((type === 'snapshot-merge' || type === 'snapshot') && words[1] === cow) return device;
       if (type === 'snapshot-origin') plain ??= device;
     }

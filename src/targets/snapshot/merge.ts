@@ -42,10 +42,10 @@ class SnapshotMerge extends SnapshotTable implements Target {
   readonly merging = true;
   #merging: Merging | undefined;
 
-  /** Why the merge stopped. */
+  /** Why the merge stopped. Unlike the status, nothing once it has been begun again. */
   get note(): string | undefined {
-    const merging = this.#merging;
-    return merging?.failure && !merging.running ? `the merge stopped: ${merging.failure.message}` : undefined;
+    const fault = this.#merging?.fault;
+    return fault && `the merge stopped: ${fault.message}`;
   }
 
   read(at: Bytes, into: Uint8Array, start: number, length: number): Maybe {

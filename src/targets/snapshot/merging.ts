@@ -51,6 +51,8 @@ export class Merging {
   static piece = 4 * 1024 * 1024;
   /** What ended the merge before its time, if anything ever did. */
   failure: Error | undefined;
+  /** The same, of the last time it was begun. */
+  fault: Error | undefined;
   #store: PersistentStore;
   #exceptions: Exceptions;
   #origin: Origin;
@@ -79,6 +81,7 @@ export class Merging {
     this.#stopping = false;
     if (this.#running) return;
     if (this.#unfinished > 0) this.#close();
+    this.fault = undefined;
     this.#running = this.#run();
   }
 
@@ -97,10 +100,6 @@ export class Merging {
     await this.stopped();
     if (this.#unfinished > 0) await this.#remove(this.#unfinished);
     this.#release();
-  }
-
-  get running(): boolean {
-    return this.#running !== undefined;
   }
 
   /** Some writes have to wait. */
@@ -131,6 +130,7 @@ export class Merging {
       while (!this.#stopping && (await this.#batch()));
     } catch (error) {
       this.failure = error as Error;
+      this.fault = this.failure;
     } finally {
       this.#running = undefined;
       this.#buffers = [];
