@@ -54,9 +54,9 @@ export class MergeDisplay {
     const percent = `${Math.floor(share * 100)}%`.padStart(5);
     const left = secondsLeft === undefined ? '' : `, ${printTime(secondsLeft)} left`;
     const speed = rate > 0 ? `, ${printSize(rate)}/s` : '';
-    this.#io.stderr.write(
-      `\r[${'#'.repeat(full)}${'.'.repeat(BAR - full)}]${percent}  ${merged}/${total} chunks, ${printSize(merged * chunkSize)}${speed}${left}\x1b[K`,
-    );
+    const line = `[${'#'.repeat(full)}${'.'.repeat(BAR - full)}]${percent}  ${merged}/${total} chunks, ${printSize(merged * chunkSize)}${speed}${left}`;
+    // A line that is broken cannot be drawn over.
+    this.#io.stderr.write(`\r${line.slice(0, this.#io.columns && this.#io.columns - 1)}\x1b[K`);
     this.#drawn = true;
   }
 

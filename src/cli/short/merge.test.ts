@@ -377,6 +377,13 @@ test('the time left is told from the rate of the last seconds', () => {
   expect(at(13, 121)).toBe('121.0 MiB, 1.0 MiB/s, 14:39 left');
 });
 
+test('a narrow terminal has as much of the bar as fits on a line', () => {
+  let drawn = '';
+  const io = { progress: true, columns: 40, stderr: { write: (text: string) => (drawn = text) } } as unknown as ShortIo;
+  new MergeDisplay(io, false, () => 0).progress({ image: '', cow: '', chunkSize: MIB, total: 1000, merged: 500 });
+  expect(drawn).toBe('\r[############............]  50%  500/10\x1b[K');
+});
+
 test.each([
   [0, '0:00'],
   [59, '0:59'],
