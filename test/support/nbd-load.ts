@@ -32,6 +32,7 @@ export class Image {
   readonly #zeroes: Uint32Array;
   /** In a request under way: two writes of one sector at once would have no order. */
   readonly #busy: Uint8Array;
+  #dead = false;
   /** Acknowledged writes that no flush has covered yet, in order of acknowledgement. */
   #log: { from: number; to: number; version: number }[] = [];
   #logStart = 0;
@@ -72,6 +73,7 @@ export class Image {
 
   acknowledge(from: number, to: number, version: number, durable: boolean): void {
     this.#acked.fill(version, from, to);
+    if (this.#dead) return;
     if (durable) this.#flushed.fill(version, from, to);
     else this.#log.push({ from, to, version });
   }
@@ -81,7 +83,13 @@ export class Image {
     return this.#logStart + this.#log.length;
   }
 
+  /** From now on nothing that is acknowledged need be there after the crash: the disk has stopped writing. */
+  die(): void {
+    this.#dead = true;
+  }
+
   flushed(mark: number): void {
+    if (this.#dead) return;
     const covered = this.#log.splice(0, Math.max(0, mark - this.#logStart));
     this.#logStart += covered.length;
     for (const { from, to, version } of covered)
@@ -114,6 +122,7 @@ export class Image {
     this.settled = content;
     for (const versions of [this.#sent, this.#acked, this.#flushed, this.#zeroes]) versions.fill(0);
     this.#busy.fill(0);
+    this.#dead = false;
     this.#logStart += this.#log.length;
     this.#log = [];
   }
