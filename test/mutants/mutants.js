@@ -1,7 +1,7 @@
 /**
  * Every guard that keeps a promise on what a write means, and the change that takes it away, in one place or, where a
  * second one would stand in for the first, in `edits`. `npm run mutants` makes each change in a copy of the project and
- * demands that the crash and property suites fail there.
+ * demands that the crash and property suites fail there, or the `suite` that the guard has.
  */
 /** @typedef {{ file: string, find: string, replace: string }} Edit */
 
@@ -11,8 +11,11 @@ const origins = 'src/targets/snapshot/origins.ts';
 const merge = 'src/targets/snapshot/merge.ts';
 const merging = 'src/targets/snapshot/merging.ts';
 const snapshot = 'src/targets/snapshot/snapshot-table.ts';
+const images = 'src/services/fork/images.ts';
+const merges = 'src/services/fork/merges.ts';
+const restarts = 'src/services/fork/merges.test.ts';
 
-/** @type {{ guard: string, file?: any, find?: any, replace?: any, edits?: Edit[] }[]} */
+/** @type {{ guard: string, file?: any, find?: any, replace?: any, edits?: Edit[], suite?: string }[]} */
 const guards = [
   {
     guard: 'data is durable before the area that names it',
@@ -314,10 +317,67 @@ const guards = [
     find: 'if (source.merging && exceptions?.store instanceof PersistentStore) exceptions.store.resumeAllocating();',
     replace: '',
   },
+  {
+    guard: 'it is saved that a fork is merged before its exceptions are handed over',
+    file: merges,
+    find: '        await images.save();\n        await this.#handOver(',
+    replace: '        await this.#handOver(',
+    suite: restarts,
+  },
+  {
+    guard: 'what is saved from then on is the merge',
+    file: images,
+    find: '      if (intended) Object.assign(saved, { table: [intended], suspended: false });\n',
+    replace: '',
+    suite: restarts,
+  },
+  {
+    guard: 'and no fork over the same store',
+    file: images,
+    find: '      if (this.#leaving.has(device)) continue;\n',
+    replace: '',
+    suite: restarts,
+  },
+  {
+    guard: 'after a restart a merge waits until every snapshot of its origin is back',
+    file: 'src/mapper/saved-device.ts',
+    find: '    if (isLate(device)) late.add(device);\n',
+    replace: '',
+    suite: restarts,
+  },
+  {
+    guard: 'and does not begin when one cannot be loaded',
+    file: 'src/mapper/mapper.ts',
+    find: '        this.#checkSeen(saved);\n',
+    replace: '',
+    suite: restarts,
+  },
+  {
+    guard: 'the COW file of a merge is deleted when no restart looks for it',
+    file: merges,
+    find: '      // The COW file may go only when no restart looks for it.\n      await this.#images.save();\n',
+    replace: '',
+    suite: restarts,
+  },
+  {
+    guard: 'a merge has ended when its store is empty, whatever table the origin has',
+    file: merges,
+    find: "typeOf(device) === 'snapshot-origin' && (await this.#isEmpty(record))",
+    replace: "typeOf(device) === 'snapshot-origin'",
+    suite: restarts,
+  },
+  {
+    guard: 'the origin device stays while a merge runs on it',
+    file: images,
+    find: '    if (this.mergingInto(image)) return undefined;\n',
+    replace: '',
+    suite: restarts,
+  },
 ];
 
-/** @type {{ guard: string, edits: Edit[] }[]} */
-export const mutants = guards.map(({ guard, edits, ...edit }) => ({
+/** @type {{ guard: string, edits: Edit[], suite?: string }[]} */
+export const mutants = guards.map(({ guard, edits, suite, ...edit }) => ({
   guard,
+  suite,
   edits: edits ?? [/** @type {Edit} */ (edit)],
 }));
