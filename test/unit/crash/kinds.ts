@@ -21,7 +21,7 @@ const mix: Mix = {
   idle: 0.05,
 };
 
-const merging: Mix = { ...mix, snapshot: 0.08, merge: 0.05, idle: 0.08, drop: 0.01, reopen: 0.01 };
+const merging: Mix = { ...mix, snapshot: 0.06, merge: 0.08, idle: 0.08, drop: 0.01, revert: 0.01, reopen: 0.01 };
 
 /** Three sizes that differ. */
 const differing = (seed: number): number[] => {
@@ -67,7 +67,7 @@ export const KINDS: Readonly<Record<string, Kind>> = {
       seed,
       origin: 30 + (seed % 40),
       chunks: differing(seed),
-      slow: among(seed, [0.3, 0.6, 0.9]),
+      slow: among(seed, [0, 0.3, 0.6, 0.9]),
     }),
   },
   /** Merges of lists that are longer than an area. */
@@ -82,7 +82,7 @@ export const KINDS: Readonly<Record<string, Kind>> = {
   },
   /** The same while a merge runs. */
   'merge-faults': {
-    mix: { ...merging, fault: 0.08 },
+    mix: { ...merging, fault: 0.15, drop: 0 },
     options: (seed) => ({
       seed,
       origin: 30 + (seed % 40),

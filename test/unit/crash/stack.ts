@@ -258,8 +258,11 @@ export class Stack {
 
   /** A disk begins to give errors. */
   inject(): void {
-    const slots = this.model.merging === undefined ? this.model.taken() : [...this.model.taken(), this.model.merging];
-    const path = this.random.pick([ORIGIN, ...slots.map(cowPath)]);
+    const { merging } = this.model;
+    const others = this.model.taken().map(cowPath);
+    // Most errors of a merge are its own.
+    const paths = merging === undefined ? [ORIGIN, ...others] : [ORIGIN, cowPath(merging)];
+    const path = this.random.pick(this.random.chance(0.3) ? [...paths, ...others] : paths);
     this.fault = new Fault(this.random, path, this.disk(path).size / SECTOR);
     this.note(`fault of ${this.fault}`);
   }

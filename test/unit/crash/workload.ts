@@ -54,7 +54,7 @@ export async function work(stack: Stack, mix: Mix, operations = mix.operations):
     else if (roll(mix.time)) stack.time.pass();
     else if (roll(mix.idle)) await idle(stack);
     else if (roll(mix.fault)) await inject(stack);
-    else if (roll(mix.snapshot)) await snapshot(stack);
+    else if (roll(lonely(stack) ? 0.25 : mix.snapshot)) await snapshot(stack);
     else if (roll(mix.reload)) await repaired(stack, () => reload(stack, name));
     else if (roll(mix.revert)) await revertOne(stack);
     else if (roll(mix.drop)) await drop(stack);
@@ -66,6 +66,9 @@ export async function work(stack: Stack, mix: Mix, operations = mix.operations):
   }
   await stack.settle();
 }
+
+/** An origin alone promises little. */
+const lonely = ({ model }: Stack) => model.taken().length === 0 && model.merging === undefined;
 
 async function repaired(stack: Stack, then: () => Promise<void>): Promise<void> {
   await stack.repair();
@@ -97,7 +100,7 @@ async function drop(stack: Stack): Promise<void> {
 
 async function revertOne(stack: Stack): Promise<void> {
   const taken = stack.model.taken();
-  if (taken.length > 0 && stack.model.merging === undefined)
+  if (taken.length > 0 && stack.model.table !== 'snapshot')
     await repaired(stack, () => revert(stack, stack.random.pick(taken)));
 }
 
@@ -107,6 +110,6 @@ async function merge(stack: Stack): Promise<void> {
   if (model.merging === undefined) {
     const taken = model.taken();
     if (taken.length > 0) await startMerge(stack, random.pick(taken));
-  } else if (model.table === 'snapshot' || (options.cow === undefined && random.chance(0.5))) await togglePause(stack);
-  else await finishMerge(stack);
+  } else if (model.table === 'snapshot' || (options.cow === undefined && random.chance(0.3))) await togglePause(stack);
+  else if (random.chance(0.4)) await finishMerge(stack);
 }
