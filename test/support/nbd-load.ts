@@ -83,6 +83,11 @@ export class Image {
     return this.#logStart + this.#log.length;
   }
 
+  /** The disk was brought to an end in order: what was acknowledged is there, flushed or not. */
+  stop(): void {
+    this.#flushed.set(this.#acked);
+  }
+
   /** From now on nothing that is acknowledged need be there after the crash: the disk has stopped writing. */
   die(): void {
     this.#dead = true;

@@ -7,6 +7,7 @@ import { readFileSync, writeFileSync } from 'node:fs';
 import { setImmediate as turn } from 'node:timers/promises';
 import { afterEach, beforeEach, expect, test } from 'vitest';
 import { DeviceMapper, type RemoteMapper } from '../../src/api/index.ts';
+import type { Errno } from '../../src/errors.ts';
 import { type Prng, prng } from '../../src/lib/prng.ts';
 import { SECTOR } from '../../src/units.ts';
 import { Image, Load, readExport } from '../support/nbd-load.ts';
@@ -177,6 +178,8 @@ async function loadAndKill(disks: Disks, dm: RemoteMapper, random: Prng): Promis
   const toMerge = disks.images.has('coarse') && !disks.merging && random.chance(0.25);
   // A merge of so little is soon over.
   let left = 1 + random.below(toMerge || disks.merging ? REPLIES_MAX / 5 : REPLIES_MAX);
+  // Now and then it may end as it should.
+  const signal = random.chance(0.15) ? 'SIGTERM' : 'SIGKILL';
   const loads: Load[] = [];
   const length = 1024;
   const hot = { from: random.below(SIZE / SECTOR - length), length };
@@ -188,15 +191,20 @@ async function loadAndKill(disks: Disks, dm: RemoteMapper, random: Prng): Promis
       if (left > 0) throw error;
     }
   };
+  const mayFail = (name: string): Errno[] => {
+    if (name === 'small') return ['EIO', 'ENOSPC', 'ESHUTDOWN'];
+    // What a suspended device still held.
+    return signal === 'SIGTERM' ? ['ESHUTDOWN'] : [];
+  };
   const load = async (name: string) => {
     const options = {
       depth: 1 + random.below(8),
       random: prng(random.below(2 ** 32)),
       hot,
       answered: () => {
-        if (--left === 0) process.kill(pid, 'SIGKILL');
+        if (--left === 0) process.kill(pid, signal);
       },
-      mayFail: name === 'small' ? (['EIO', 'ENOSPC'] as const) : undefined,
+      mayFail: mayFail(name),
     };
     loads.push(await Load.start(dm.uri(name), disks.images.get(name)!, options));
   };
@@ -209,6 +217,7 @@ async function loadAndKill(disks: Disks, dm: RemoteMapper, random: Prng): Promis
   await unlessKilled(disks.meddle(dm, random));
   await Promise.all(loads.map((each) => each.ended));
   for (const { fault } of loads) expect(fault).toBeUndefined();
+  if (signal === 'SIGTERM') for (const image of disks.images.values()) image.stop();
 }
 
 test(`after kill -9 no write is lost that a flush had covered, ${ROUNDS} times`, async () => {
