@@ -4,6 +4,7 @@
  */
 import { createServer, type IncomingMessage, type Server, type ServerResponse } from 'node:http';
 import type { Socket } from 'node:net';
+import { addAbortSignal } from 'node:stream';
 import { setImmediate as turn } from 'node:timers/promises';
 import { DmError } from '../../errors.ts';
 import { argumentsOf, type CallName, isCall } from './calls.ts';
@@ -129,7 +130,7 @@ export class ControlServer {
 
     let body: unknown = {};
     if (request.method === 'POST') {
-      const bytes = await readBody(request, this.#bodyMax);
+      const bytes = await readBody(request, this.#bodyMax, signal);
       if (bytes === undefined) return refuse(response, 413, `the body has more than ${this.#bodyMax} bytes`);
       try {
         body = bytes.length === 0 ? {} : JSON.parse(bytes.toString('utf8'));
@@ -161,8 +162,9 @@ function send(response: ServerResponse, status: number, body: unknown): void {
   response.end(bytes);
 }
 
-/** Undefined when there are more than `max` bytes. Rejects when the client goes away half-way. */
-async function readBody(request: IncomingMessage, max: number): Promise<Buffer | undefined> {
+/** Undefined when there are more than `max` bytes. Rejects when the client goes away half-way, or `signal` fires. */
+async function readBody(request: IncomingMessage, max: number, signal: AbortSignal): Promise<Buffer | undefined> {
+  addAbortSignal(signal, request);
   const parts: Buffer[] = [];
   let length = 0;
   for await (const part of request as AsyncIterable<Buffer>) {

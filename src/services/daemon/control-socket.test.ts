@@ -218,6 +218,21 @@ test('a client that connected before the server closed, and asks after it, is to
   expect(calls).toEqual([]);
 });
 
+test('a client that sends half a request holds up no end of the server', async () => {
+  const arrived = new Promise<void>((done) => (answer = async () => done()));
+  const sockets = [request('targets', '{}').slice(0, -1), 'POST /v1/targets HTTP/1.1\r\n'].map((half) => {
+    const socket = connect(path, () => socket.write(half));
+    return new Promise((done) => socket.on('close', done).on('error', () => {}));
+  });
+  // What was sent before has been read when this is answered.
+  await controlClient(path).list();
+  await arrived;
+  await server.close();
+  await Promise.all(sockets);
+  expect(calls).toEqual([['list', [undefined]]]);
+  expect(logged).toEqual([]);
+});
+
 describe('a client that closes its sending side', () => {
   test('is answered all the same', async () => {
     // As late as can be: the end of the request has been seen.
