@@ -362,7 +362,7 @@ const guards = [
   {
     guard: 'a merge has ended when its store is empty, whatever table the origin has',
     file: merges,
-    find: "typeOf(device) === 'snapshot-origin' && (await this.#isEmpty(record))",
+    find: "typeOf(device) === 'snapshot-origin' && (await isEmpty(this.#images.mapper, record))",
     replace: "typeOf(device) === 'snapshot-origin'",
     suite: restarts,
   },

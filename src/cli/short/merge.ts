@@ -52,8 +52,13 @@ async function mergeOnline({ operands: [name], options, io }: Call<Options>): Pr
   const { signal } = io;
   while (progress.state === 'merging') {
     display.progress(progress);
-    const next = await followed(daemon, progress, signal).finally(() => signal?.aborted && display.end());
+    const next = await followed(daemon, progress, signal).catch((error: Error) => {
+      display.end();
+      display.event('failed', { ...progress, state: 'failed', error: error.message });
+      throw error;
+    });
     if (next === undefined) {
+      display.end();
       display.event('interrupted', progress);
       io.stderr.write(`dmkit: ${name} goes on being merged by the daemon; to follow it: dmkit merge ${name}\n`);
       return INTERRUPTED;

@@ -3,7 +3,8 @@ import { DmError } from '../../errors.ts';
 import type { MappedDevice } from '../../mapper/mapped-device.ts';
 import type { MergeOptions } from './fork-control.ts';
 import type { Images } from './images.ts';
-import { exceptionsBy, exceptionsIn } from './merge-status.ts';
+import { exceptionsOn } from './merge-devices.ts';
+import { exceptionsBy } from './merge-status.ts';
 
 export interface Mergeable {
   fork: MappedDevice;
@@ -67,7 +68,14 @@ export async function checkMerge(
       },
     );
   const exceptions = exceptionsBy(status, chunkSize);
-  return { fork, origin, image, cow, chunkSize, exceptions: exceptions ?? (await counted(images, cow, chunkSize)) };
+  return {
+    fork,
+    origin,
+    image,
+    cow,
+    chunkSize,
+    exceptions: exceptions ?? (await exceptionsOn(mapper, { cow, chunkSize })),
+  };
 }
 
 /** The one device through which the image is written: it becomes the merge. */
@@ -90,13 +98,4 @@ async function originOf(images: Images, name: string, image: string): Promise<Ma
   if (origins[0].targetCount > 1)
     throw refuse(`its origin device ${shown} has other targets beside`, `look at: dmkit dmsetup table ${shown}`);
   return images.mapper.device({ name: shown });
-}
-
-async function counted(images: Images, cow: string, chunkSize: number): Promise<number> {
-  const lease = await images.mapper.lease(cow);
-  try {
-    return await exceptionsIn(lease.device, chunkSize);
-  } finally {
-    await lease.release();
-  }
 }

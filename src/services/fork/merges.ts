@@ -14,19 +14,16 @@ import { DmError } from '../../errors.ts';
 import type { Lock } from '../../lib/lock.ts';
 import type { TargetSpec } from '../../mapper/control.ts';
 import type { MappedDevice } from '../../mapper/mapped-device.ts';
-import { deviceWord, splitWords } from '../../targets/arguments.ts';
 import { SECTOR } from '../../units.ts';
 import type { Emit } from '../events/event.ts';
 import type { MergeOptions, MergeProgress } from './fork-control.ts';
 import type { Images } from './images.ts';
+import { MergeBook } from './merge-book.ts';
 import { checkMerge, type Mergeable } from './merge-check.ts';
-import { exceptionsBy, exceptionsIn, mergeTable } from './merge-status.ts';
-import type { ForkRecord, Merging } from './records.ts';
+import { deviceOf, exceptionsOn, isEmpty, isOver, lineOf, originTable, sizeOf, typeOf } from './merge-devices.ts';
+import { exceptionsBy, mergeTable } from './merge-status.ts';
+import type { ForkRecord, MergeRecord } from './records.ts';
 
-/** Results kept for those who ask late. */
-const FINISHED_MAX = 64;
-/** How long `progress` waits for a change. */
-const PATIENCE_MS = 10_000;
 const PAUSE_MIN_MS = 5;
 const PAUSE_MAX_MS = 250;
 /** After something that was to be tidied up could not be. */
@@ -45,11 +42,9 @@ export interface MergesOptions {
   pause?(ms: number, signal: AbortSignal): Promise<unknown>;
 }
 
-type Record = ForkRecord & { merging: Merging };
-
 /** What is looked at: the merge, and the device it runs on, if that is there. */
 interface Entry {
-  readonly record: Record;
+  readonly record: MergeRecord;
   readonly progress: MergeProgress;
   origin: MappedDevice | undefined;
   /** Somebody looks. */
@@ -63,13 +58,10 @@ export class Merges {
   readonly #log: (line: string) => void;
   readonly #emit: Emit;
   readonly #pause: (ms: number, signal: AbortSignal) => Promise<unknown>;
+  readonly #book = new MergeBook();
   readonly #entries = new Map<ForkRecord, Entry>();
-  /** The oldest first. */
-  #finished: MergeProgress[] = [];
-  readonly #waiters = new Set<() => void>();
   readonly #stopping = new AbortController();
   readonly #following = new Set<Promise<void>>();
-  #version = 0;
 
   constructor({ images, lock, users, log = () => {}, emit = () => {}, pause }: MergesOptions) {
     this.#images = images;
@@ -86,29 +78,21 @@ export class Merges {
       const entry = [...this.#entries.values()].find(({ record }) => record.merging.name === name);
       if (entry) return this.#join(entry, options);
       const isThere = (await this.#images.mapper.list()).some((info) => info.name === name);
-      const finished = this.#finished.findLast((progress) => progress.name === name);
-      if (!isThere && finished) return finished;
+      const finished = this.#book.find(name);
+      if (!isThere && finished) return { ...finished };
       const found = await checkMerge(this.#images, name, options, this.#users);
       return this.#begin(found, options.keep ?? false);
     });
   }
 
   /** See `ForkControl.mergeProgress`. */
-  async progress(name: string, { since }: { since?: number } = {}, signal?: AbortSignal): Promise<MergeProgress> {
-    const find = () =>
-      [...this.#entries.values()].find(({ record }) => record.merging.name === name)?.progress ??
-      this.#finished.findLast((progress) => progress.name === name);
-    const found = find();
-    if (!found)
-      throw new DmError('NOT_MERGING', 'ENXIO', `${name} is not being merged`, { hint: `begin: dmkit merge ${name}` });
-    if (found.version !== since || found.state !== 'merging') return { ...found };
-    await this.#changed(signal);
-    return { ...(find() ?? found) };
+  progress(name: string, options: { since?: number } = {}, signal?: AbortSignal): Promise<MergeProgress> {
+    return this.#book.progress(name, options, signal);
   }
 
   /** Of the merge that runs on this origin device. */
   on(origin: string): MergeProgress | undefined {
-    for (const { progress } of this.#entries.values()) if (progress.origin === origin) return progress;
+    return this.#book.on(origin);
   }
 
   /**
@@ -120,10 +104,10 @@ export class Merges {
     for (const record of this.#images.records.filter(isMerging)) {
       const { name, cow } = record.merging;
       const entry = this.#enter(record);
-      const device = this.#deviceOf(record);
+      const device = deviceOf(this.#images, record);
       entry.origin = device;
       try {
-        if (typeOf(device) === 'snapshot-origin' && (await this.#isEmpty(record))) {
+        if (typeOf(device) === 'snapshot-origin' && (await isEmpty(this.#images.mapper, record))) {
           await this.#tidy(entry);
           told.push(`${name}: finished its merge into ${record.image}`);
         } else if (typeOf(device) === 'snapshot-merge') {
@@ -140,7 +124,7 @@ export class Merges {
   /** No merge is looked at any more; those that run go on by themselves, until their devices are closed. */
   async stop(): Promise<void> {
     this.#stopping.abort();
-    this.#wake();
+    this.#book.wake();
     await Promise.allSettled(this.#following);
   }
 
@@ -148,7 +132,7 @@ export class Merges {
     const images = this.#images;
     const name = fork.storedName;
     const known = images.recordOf(await images.mapper.info({ name }), 'fork');
-    const record = (known ?? { uuid: fork.uuid, role: 'fork', image }) as Record;
+    const record = (known ?? { uuid: fork.uuid, role: 'fork', image }) as MergeRecord;
     record.merging = { name, cow, chunkSize, exceptions, keep };
     if (!known) images.records.push(record);
     const table = mergeTable(image, cow, origin.size, chunkSize);
@@ -224,9 +208,9 @@ export class Merges {
     const { mapper } = this.#images;
     const { cow, chunkSize, name } = record.merging;
     this.#images.checkAllThere(record.image, `go on with the merge of ${name}`);
-    const known = this.#deviceOf(record);
-    const sectors = known && tableOf(known)[0]?.length;
-    const size = sectors === undefined ? await this.#sizeOf(record.image) : sectors * SECTOR;
+    const known = deviceOf(this.#images, record);
+    const sectors = known && lineOf(known)?.length;
+    const size = sectors === undefined ? await sizeOf(mapper, record.image) : sectors * SECTOR;
     const origin = known ?? (await this.#images.makeOriginDevice(record.image));
     const table = mergeTable(record.image, cow, size, chunkSize);
     const ref = { name: origin.storedName };
@@ -250,17 +234,17 @@ export class Merges {
     }
     entry.origin = origin;
     Object.assign(progress, { state: 'merging', origin: origin.storedName, error: undefined, hint: undefined });
-    this.#touch(progress);
+    this.#book.touch(progress);
     this.#log(`${name}: its merge into ${record.image} goes on`);
     this.#follow(entry);
   }
 
-  #enter(record: Record): Entry {
+  #enter(record: MergeRecord): Entry {
     const { name, cow, chunkSize, exceptions } = record.merging;
     const progress: MergeProgress = {
       name,
       image: record.image,
-      origin: this.#deviceOf(record)?.storedName ?? '',
+      origin: deviceOf(this.#images, record)?.storedName ?? '',
       cow,
       state: 'merging',
       chunkSize,
@@ -270,7 +254,7 @@ export class Merges {
     };
     const entry: Entry = { record, progress, origin: undefined, followed: false };
     this.#entries.set(record, entry);
-    this.#touch(progress);
+    this.#book.enter(progress);
     return entry;
   }
 
@@ -307,8 +291,8 @@ export class Merges {
     }
     progress.origin = origin.storedName;
     const type = typeOf(origin);
-    if (type !== 'snapshot-merge' || this.#deviceOf(record) !== origin) {
-      if (type === 'snapshot-origin' && (await this.#isEmpty(record))) return this.#finish(entry);
+    if (type !== 'snapshot-merge' || !isOver(origin, record.image, record.merging.cow)) {
+      if (type === 'snapshot-origin' && (await isEmpty(this.#images.mapper, record))) return this.#finish(entry);
       this.#fail(entry, `its origin device ${progress.origin} has another table`, 'merge all the same');
       return true;
     }
@@ -321,7 +305,7 @@ export class Merges {
       return true;
     }
     const shown = exceptionsBy(text, progress.chunkSize);
-    const left = shown ?? (await this.#exceptionsOf(record));
+    const left = shown ?? (await exceptionsOn(this.#images.mapper, record.merging));
     this.#count(progress, left);
     return left === 0 && !origin.suspended && this.#finish(entry, shown === undefined);
   }
@@ -332,7 +316,7 @@ export class Merges {
     if (total === progress.total && merged === progress.merged) return;
     progress.total = total;
     progress.merged = merged;
-    this.#touch(progress);
+    this.#book.touch(progress);
   }
 
   /** `hidden`: the words of the target do not show that it is done. */
@@ -399,8 +383,7 @@ export class Merges {
     const { record, progress } = entry;
     this.#entries.delete(record);
     Object.assign(progress, end);
-    this.#finished = [...this.#finished.slice(1 - FINISHED_MAX), progress];
-    this.#touch(progress);
+    this.#book.end(progress);
   }
 
   #fail(entry: Entry, why: string, then = 'once that is repaired'): void {
@@ -410,93 +393,9 @@ export class Merges {
       error: `The merge of ${progress.name} into ${progress.image} has stopped: ${why}`,
       hint: `nothing is lost; ${then}: dmkit merge ${progress.name}`,
     });
-    this.#touch(progress);
+    this.#book.touch(progress);
     this.#log(progress.error!);
-  }
-
-  #touch(progress: MergeProgress): void {
-    progress.version = ++this.#version;
-    this.#wake();
-  }
-
-  #wake(): void {
-    for (const waiter of this.#waiters) waiter();
-    this.#waiters.clear();
-  }
-
-  #changed(signal?: AbortSignal): Promise<void> {
-    return new Promise((resolve, reject) => {
-      const interrupted = () =>
-        reject(new DmError('INTERRUPTED', 'EINTR', 'The wait for a merge was interrupted; the merge goes on'));
-      if (signal?.aborted) return interrupted();
-      const end = (settle: () => void) => () => {
-        this.#waiters.delete(waiter);
-        clearTimeout(timer);
-        signal?.removeEventListener('abort', abort);
-        settle();
-      };
-      const waiter = end(resolve);
-      const abort = end(interrupted);
-      const timer = setTimeout(waiter, PATIENCE_MS);
-      this.#waiters.add(waiter);
-      signal?.addEventListener('abort', abort, { once: true });
-    });
-  }
-
-  /** The device that merges the record's store, would if its table could be loaded, or did. */
-  #deviceOf({ image, merging: { cow } }: Record): MappedDevice | undefined {
-    let plain: MappedDevice | undefined;
-    for (const device of this.#images.devices()) {
-      const [{ type, args } = { type: '', args: '' }] = tableOf(device);
-      const words = splitWords(args);
-      if (words[0] !== image) continue;
-      // A plain snapshot is a merge that somebody has paused.
-      if ((type === 'snapshot-merge' || type === 'snapshot') && words[1] === cow) return device;
-      if (type === 'snapshot-origin') plain ??= device;
-    }
-    return plain;
-  }
-
-  async #exceptionsOf({ merging: { cow, chunkSize } }: Record): Promise<number> {
-    const lease = await this.#images.mapper.lease(cow);
-    try {
-      return await exceptionsIn(lease.device, chunkSize);
-    } finally {
-      await lease.release();
-    }
-  }
-
-  /** A file that is gone was deleted for being empty. */
-  async #isEmpty(record: Record): Promise<boolean> {
-    try {
-      return (await this.#exceptionsOf(record)) === 0;
-    } catch (error) {
-      if (error instanceof DmError && error.code === 'DEVICE_NOT_FOUND') return true;
-      throw error;
-    }
-  }
-
-  async #sizeOf(image: string): Promise<number> {
-    const lease = await this.#images.mapper.lease(image);
-    try {
-      return lease.device.size;
-    } finally {
-      await lease.release();
-    }
   }
 }
 
-const isMerging = (record: ForkRecord): record is Record => record.merging !== undefined;
-
-/** The live table, or the one that could not be loaded after a restart. */
-const tableOf = (device: MappedDevice): TargetSpec[] =>
-  device.liveTable?.text('table').map(({ text, ...line }) => ({ ...line, args: text })) ?? device.lostTable ?? [];
-
-const typeOf = (device: MappedDevice | undefined) => device?.liveTable?.targets[0]?.type.name;
-
-const originTable = (image: string, size: number): TargetSpec => ({
-  start: 0,
-  length: size / SECTOR,
-  type: 'snapshot-origin',
-  args: deviceWord({ name: image }),
-});
+const isMerging = (record: ForkRecord): record is MergeRecord => record.merging !== undefined;

@@ -19,6 +19,9 @@ export interface ForkRecord {
   merging?: Merging;
 }
 
+/** Of a fork that is being merged. */
+export type MergeRecord = ForkRecord & { merging: Merging };
+
 export interface Merging {
   /** Of the device that was. */
   name: string;
