@@ -103,6 +103,7 @@ function anyCommand(random: Prng): [argv: string[], succeeded?: Succeeded] {
     [['fork', image(), fork], (ledger) => ledger.came(fork)],
     [['fork', image(), fork], (ledger) => ledger.came(fork)],
     [['drop', fork], (ledger) => ledger.went(fork)],
+    [['revert', fork]],
     [['dmsetup', 'suspend', any]],
     [['dmsetup', 'resume', any]],
     [['dmsetup', 'load', device, '--table', '0 16 zero']],
@@ -143,6 +144,7 @@ async function call(dm: RemoteMapper, [program, ...words]: readonly string[]): P
   const device = { name: words[1] };
   if (program === 'fork') await dm.fork(words[0], words[1]);
   else if (program === 'drop') await dm.drop(words[0]);
+  else if (program === 'revert') await dm.revert({ name: words[0] });
   else if (program === 'ls') await dm.volumes();
   else if (words[0] === 'create') await dm.create(words[1], { table: ZERO });
   else if (words[0] === 'rename') await dm.rename(device, words[2]);
@@ -151,15 +153,28 @@ async function call(dm: RemoteMapper, [program, ...words]: readonly string[]): P
   else await dm[words[0] as 'remove' | 'suspend' | 'resume'](device);
 }
 
+/** A fork that is merged at once, if no other is at that moment. */
+async function forkAndMerge(dm: RemoteMapper, name: string): Promise<void> {
+  await dm.fork(image(), name);
+  try {
+    for (let since: number | undefined, state = (await dm.merge(name)).state; state === 'merging'; )
+      ({ state, version: since } = await dm.mergeProgress(name, { since }));
+  } catch (error) {
+    await dm.drop(name);
+    throw error;
+  }
+}
+
 test('two thousand calls at once leave the sum of those that succeeded', async () => {
   const random = prng(SEED);
   const ledger = new Ledger();
   const dm = await connect();
-  let left = 2000;
+  let [left, merges] = [2000, 0];
   const client = async () => {
     while (left-- > 0) {
       const [argv, succeeded] = anyCommand(random);
       try {
+        if (left % 20 === 0) await forkAndMerge(dm, `merged${left}`).then(() => merges++);
         await call(dm, argv);
         succeeded?.(ledger);
       } catch (error) {
@@ -169,6 +184,7 @@ test('two thousand calls at once leave the sum of those that succeeded', async (
     }
   };
   await Promise.all(Array.from({ length: 16 }, client));
+  expect(merges).toBeGreaterThan(0);
   expect(await expectWhole(dm)).toEqual(ledger.left.sort());
   await expectKept(dm);
 });
