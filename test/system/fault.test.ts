@@ -220,6 +220,21 @@ async function loadAndKill(disks: Disks, dm: RemoteMapper, random: Prng): Promis
   if (signal === 'SIGTERM') for (const image of disks.images.values()) image.stop();
 }
 
+/** Kills a daemon that brings its devices back, or has just done so, some turns after it has its lock. */
+async function killAtStart(turns: number): Promise<void> {
+  const before = world.pid;
+  const started = connect(true).catch(() => {});
+  let pid = before;
+  // While it is written the file is empty.
+  while (pid === before || Number.isNaN(pid)) {
+    await turn();
+    pid = world.pid;
+  }
+  while (turns-- > 0) await turn();
+  process.kill(pid, 'SIGKILL');
+  await started;
+}
+
 test(`after kill -9 no write is lost that a flush had covered, ${ROUNDS} times`, async () => {
   const disks = new Disks();
   const origin = Buffer.alloc(SIZE);
@@ -231,6 +246,7 @@ test(`after kill -9 no write is lost that a flush had covered, ${ROUNDS} times`,
   for (const name of ['coarse', 'fine', 'small']) await disks.fork(dm, name);
   for (let round = 0; round < ROUNDS; round++) {
     await loadAndKill(disks, dm, random);
+    if (random.chance(0.2)) await killAtStart(random.below(300));
     dm = await connect(true);
     try {
       await disks.check(dm);
