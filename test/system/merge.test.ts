@@ -35,6 +35,8 @@ async function slowImage(delay: string): Promise<string> {
     [
       '--foreground',
       '--exit-with-parent',
+      // Several would fail an assertion of nbdkit's when their client is killed.
+      '--threads=1',
       '--unix',
       socket,
       '--filter=delay',
@@ -100,7 +102,7 @@ const image = () => readFileSync(world.path('disk.img'));
 
 describe('a merge in the daemon', () => {
   test('that is killed again and again comes to its end, with every byte', async () => {
-    const expected = await changedFork(await slowImage('300ms'));
+    const expected = await changedFork(await slowImage('150ms'));
     let merged = 0;
     let kills = 0;
     for (let done = false; !done; ) {
@@ -128,14 +130,14 @@ describe('a merge in the daemon', () => {
   });
 
   test('goes on by itself after kill -9, and ends although nobody asks', async () => {
-    const expected = await changedFork(await slowImage('600ms'));
+    const expected = await changedFork(await slowImage('400ms'));
     await world.ok('dmkit', 'fork', `nbd+unix:///?socket=${world.path('image.sock')}`, 'other');
     await world.ok('dmkit', 'merge', 'dev', '--background');
     await world.kill();
-    const [origin] = JSON.parse(await world.ok('dmkit', 'ls', '--json')).filter(
-      ({ type }: { type: string }) => type === 'snapshot-merge',
+    const devices = JSON.parse(await world.ok('dmkit', 'ls', '--json'));
+    expect(devices).toContainEqual(
+      expect.objectContaining({ type: 'snapshot-merge', state: expect.stringMatching(/^merging dev \d+%$/) }),
     );
-    expect(origin.state).toMatch(/^merging dev \d+%$/);
     while (existsSync(world.path('dev.cow'))) await world.ok('dmkit', 'ls');
     expect(image().equals(expected)).toBe(true);
     // The other fork has what the merge has overwritten.
@@ -147,7 +149,7 @@ describe('a merge in the daemon', () => {
   });
 
   test('is used meanwhile, left by Ctrl-C, stopped by down and continued by up', async () => {
-    const expected = await changedFork(await slowImage('600ms'));
+    const expected = await changedFork(await slowImage('400ms'));
     const { child, events, ended } = merge('dev');
     let left = false;
     for await (const { event } of events) {
@@ -200,7 +202,7 @@ describe('a merge in the daemon', () => {
 
 describe('a merge of files', () => {
   test('that is killed and interrupted again and again comes to its end, with every byte', async () => {
-    const slow = await slowImage('300ms');
+    const slow = await slowImage('150ms');
     const expected = await changedFork(slow);
     await world.ok('dmkit', 'drop', 'dev', '--keep');
     await world.ok('dmkit', 'down');

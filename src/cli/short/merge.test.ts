@@ -170,6 +170,8 @@ describe('of a fork', () => {
       stderr:
         'dmkit: The daemon has stopped in the middle of the merge of dev\nhint: nothing is lost, and the merge goes on when it starts again: dmkit merge dev\n',
     });
+    const { stdout } = await dmkit(['merge', 'dev', '--json'], {}, daemon);
+    expect(events(stdout).at(-1)).toMatchObject({ event: 'failed', error: /The daemon has stopped/ });
   });
 
   test('that fails ends with status 1 and what to do', async () => {
