@@ -270,12 +270,15 @@ export class Merges {
 
   async #watch(entry: Entry): Promise<void> {
     const { signal } = this.#stopping;
+    let told = '';
     for (let pause = PAUSE_MIN_MS; !signal.aborted; pause = Math.min(pause * 2, PAUSE_MAX_MS)) {
       try {
         if (await this.#look(entry)) return;
       } catch (error) {
         // The state cannot be saved, or a disk failed: another time perhaps.
-        this.#log(`${entry.progress.name}: ${(error as Error).message}`);
+        const line = `${entry.progress.name}: ${(error as Error).message}`;
+        if (line !== told) this.#log(line);
+        told = line;
         pause = RETRY_MS;
       }
       await this.#pause(pause, signal).catch(() => {});
