@@ -129,6 +129,7 @@ export async function finishMerge(stack: Stack): Promise<void> {
   await stack.repair();
   if (model.table === 'snapshot') await togglePause(stack);
   for (let turns = 0; !isMerged(stack); turns++) {
+    if (stack.isStuck) await stack.goOn();
     if (turns % 50 === 49) stack.time.pass();
     if (turns > TURNS_MAX) throw new Error(`the merge does not end: ${stack.status('base')}`);
     await turn();

@@ -155,7 +155,11 @@ export class Stack {
 
   /** The words of `dmsetup status`, at once. */
   status(name: string): string {
-    return this.device(name).liveTable!.targets[0].target.status('info');
+    return this.#target(name).status('info');
+  }
+
+  #target(name: string) {
+    return this.device(name).liveTable!.targets[0].target;
   }
 
   isInvalid(name: string): boolean {
@@ -252,6 +256,8 @@ export class Stack {
       if (error.errno === 'EIO' && status === 'Overflow' && !(name === 'base' && model.table === 'snapshot-merge'))
         return true;
     }
+    // No place would keep a write to the chunks in whose middle the merge has ended.
+    if (name === 'base' && this.isStuck && error.errno === 'EIO') return true;
     if (!fault || !below.includes(fault.disk)) return false;
     return error.errno === fault.errno || (slot !== undefined && error.errno === 'EIO');
   }
@@ -274,8 +280,15 @@ export class Stack {
     this.note('repaired');
     for (let i = 0; i < 4; i++) await turn();
     await this.settle();
-    if (this.status('base') !== 'Merge failed') return;
-    // What ended the merge is gone; it goes on after a resume.
+    if (this.isStuck && this.random.chance(0.7)) await this.goOn();
+  }
+
+  /** An error has ended the merge, and it goes on after a resume, or with another table. */
+  get isStuck(): boolean {
+    return this.#target('base').note !== undefined;
+  }
+
+  async goOn(): Promise<void> {
     await this.suspend('base');
     await this.resume('base');
   }
