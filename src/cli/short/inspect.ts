@@ -32,6 +32,7 @@ function describe({ path, size, kind, format, blank, cow }: Inspection): string 
     lines.push(`  exceptions  ${cow.exceptions}, ${printSize(cow.exceptions * cow.chunkSize)} of changed chunks`);
     lines.push(`  allocated   ${printSize(cow.allocated)} of ${printSize(cow.size)}`);
     if (cow.exceptions > 0) lines.push(`  origin      at least ${cow.originReach} bytes, rounded up to a chunk`);
+    if (cow.leftovers) lines.push('  note        entries behind the end of the list, left by a power cut: harmless');
     for (const { message, count } of cow.problems)
       lines.push(`  PROBLEM     ${message}${count > 1 ? ` (and ${count - 1} more like it)` : ''}`);
   }

@@ -145,8 +145,7 @@ async function checkImage(image: BlockDevice, cow: BlockDevice): Promise<void> {
 /** As the target would load it, and more: the kernel checks no entry. */
 async function checkStore(cow: BlockDevice, image: BlockDevice): Promise<{ chunkSize: number; exceptions: number }> {
   const report = await inspectCow(cow, image);
-  // A power cut in the middle of an area leaves entries behind the end of the list. The target wipes them.
-  const problems = report.problems.filter(({ kind }) => kind !== 'after-end');
+  const { problems } = report;
   if (report.blank || problems.some(({ kind }) => kind === 'magic' || kind === 'too-small'))
     throw new DmError('MERGE_NO_STORE', 'EINVAL', `Cannot merge ${cow.name}: it is no COW store`, {
       hint: `first the image, then the COW file; look at it: dmkit inspect ${cow.name}`,
