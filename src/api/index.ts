@@ -1,4 +1,4 @@
-export { DmError, type Errno, errnoText } from '../errors.ts';
+export { DmError, type Errno, errnoText, type FailedStep } from '../errors.ts';
 export type {
   Control,
   CreateOptions,
