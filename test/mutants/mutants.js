@@ -281,12 +281,6 @@ const guards = [
     replace: '  override async postsuspend(): Promise<void> {\n',
   },
   {
-    guard: 'a merge that is closed waits for the batch under way',
-    file: merge,
-    find: '  override async close(): Promise<void> {\n    await this.#merging?.stopped();\n',
-    replace: '  override async close(): Promise<void> {\n',
-  },
-  {
     guard: 'writes to a merging device copy for the other snapshots',
     file: merge,
     find: 'return from ? this.origin.write(to, from, start, count) : this.origin.writeZeroes(to, count, mayUnmap);\n    }\n    const merging',

@@ -40,7 +40,13 @@ function noticed(suite) {
   }
   const suites = suite
     ? [suite]
-    : ['test/unit/crash/store', 'test/unit/crash/property', 'test/unit/snapshot', 'src/stores'];
+    : [
+        'test/unit/crash/store',
+        'test/unit/crash/cut-list',
+        'test/unit/crash/property',
+        'test/unit/snapshot',
+        'src/stores',
+      ];
   const vitest = ['run', '--project', 'unit', '--reporter', 'json', '--bail', '1', ...suites];
   const failure = failureOf(join(root, 'node_modules/.bin/vitest'), vitest, 240_000);
   if (failure === undefined) return undefined;

@@ -110,6 +110,7 @@ async function merge(stack: Stack): Promise<void> {
   if (model.merging === undefined) {
     const taken = model.taken();
     if (taken.length > 0) await startMerge(stack, random.pick(taken));
-  } else if (model.table === 'snapshot' || (options.cow === undefined && random.chance(0.3))) await togglePause(stack);
+  } else if (model.table === 'snapshot' || (options.cow === undefined && random.chance(stack.isStuck ? 0.7 : 0.3)))
+    await togglePause(stack);
   else if (random.chance(0.4)) await finishMerge(stack);
 }
