@@ -182,3 +182,19 @@ test('after a merge that was not finished a commit covers chunks whose numbers w
     [9, again],
   ]);
 });
+
+test('after a merge that was not finished no chunk is given out that is in use behind a gap', async () => {
+  const device = make();
+  const store = await PersistentStore.open(device, C);
+  const gap = store.allocate(4);
+  const kept = put(store, device, 5);
+  const merged = put(store, device, 7);
+  store.settle(gap, false);
+  expect(await store.commit(merged)).toBe('durable');
+  await store.lastRuns(1);
+  await store.removeLast(1);
+  store.resumeAllocating();
+  const again = put(store, device, 9);
+  expect([gap, kept]).not.toContain(again);
+  expect(store.lookup(5)).toBe(kept);
+});
