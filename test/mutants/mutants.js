@@ -312,6 +312,13 @@ const guards = [
     replace: '',
   },
   {
+    guard: 'chunks given up before a merge do not pass for exceptions that are durable',
+    edits: [
+      { file: store, find: '    this.#forgetGivenUp();\n    // The status', replace: '    // The status' },
+      { file: store, find: '    this.#forgetGivenUp();\n    this.#before', replace: '    this.#before' },
+    ],
+  },
+  {
     guard: 'it is saved that a fork is merged before its exceptions are handed over',
     file: merges,
     find: '        await images.save();\n        await this.#handOver(',

@@ -42,7 +42,7 @@ function noticed(suite) {
     ? [suite]
     : [
         'test/unit/crash/store',
-        'test/unit/crash/cut-list',
+        'test/unit/crash/pause',
         'test/unit/crash/property',
         'test/unit/snapshot',
         'src/stores',
