@@ -62,6 +62,11 @@ export interface BlockDevice {
   extend?(size: Bytes): void;
   read(at: Bytes, into: Uint8Array, start: number, length: number): Maybe;
   write(at: Bytes, from: Uint8Array, start: number, length: number): Maybe;
+  /**
+   * As reading from another device and writing it here, but the bytes take a shorter way. Resolves with false when there is
+   * none, or something failed on it: the caller reads and writes then. Absent where there never is one.
+   */
+  copyFrom?(source: BlockDevice, from: Bytes, at: Bytes, length: number): Promise<boolean>;
   flush(): Maybe;
   /** Afterwards the range reads as old data or zeroes, whichever the device likes. */
   discard(at: Bytes, length: number): Maybe;

@@ -5,11 +5,12 @@ import { createRequire } from 'node:module';
 import { createServer } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { afterEach, beforeEach, describe, expect, test, vi } from 'vitest';
+import { afterEach, beforeEach, describe, expect, onTestFinished, test, vi } from 'vitest';
 import { DmError } from '../errors.ts';
 import { system } from '../lib/system.ts';
 import { type Bytes, bytes } from '../units.ts';
 import { FileDevice } from './file.ts';
+import { MemoryDevice } from './memory.ts';
 
 let directory: string;
 let path: string;
@@ -455,5 +456,56 @@ describe('allowing writes', () => {
     make(4096);
     expect(await failure(() => device!.allowWrites())).toMatchObject({ code: 'REPLACED', errno: 'EBUSY' });
     expect(device!.readOnly).toBe(true);
+  });
+});
+
+describe('copying from another disk', () => {
+  const data = Uint8Array.from({ length: 1 << 20 }, (_, i) => (i >>> 9) + (i >>> 17));
+
+  async function pair(): Promise<[source: FileDevice, target: FileDevice]> {
+    make(2 << 20, 7);
+    const other = join(directory, 'source.img');
+    fs.writeFileSync(other, data);
+    const source = await FileDevice.open(other, 'r');
+    onTestFinished(() => source.close());
+    return [source, await open('rw')];
+  }
+
+  test('takes the bytes, and nothing beside them', async () => {
+    const [source, target] = await pair();
+    expect(await target.copyFrom(source, bytes(4096), bytes(8192), 512 * 1024)).toBe(true);
+    expect(await read(8192, 512 * 1024)).toEqual(data.slice(4096, 4096 + 512 * 1024));
+    expect(onlyHas(await read(0, 8192), 7)).toBe(true);
+    expect(onlyHas(await read(8192 + 512 * 1024, 4096), 7)).toBe(true);
+  });
+
+  test('refuses what lies outside either of them, and a target that is read-only', async () => {
+    const [source, target] = await pair();
+    const beyond = { code: 'OUT_OF_RANGE' };
+    await expect(target.copyFrom(source, bytes(1 << 20), bytes(0), 512)).rejects.toMatchObject(beyond);
+    await expect(target.copyFrom(source, bytes(0), bytes(2 << 20), 512)).rejects.toMatchObject(beyond);
+    await expect(source.copyFrom(target, bytes(0), bytes(0), 512)).rejects.toMatchObject({ code: 'READ_ONLY' });
+  });
+
+  test('is left to the caller where the kernel cannot, or there is no way to ask it', async () => {
+    const [source, target] = await pair();
+    expect(await target.copyFrom(new MemoryDevice(4096), bytes(0), bytes(0), 512)).toBe(false);
+    vi.spyOn(system()!, 'copyRange').mockRejectedValueOnce(Object.assign(new Error(), { code: 'EIO' }));
+    expect(await target.copyFrom(source, bytes(0), bytes(0), 512)).toBe(false);
+    expect(await target.copyFrom(source, bytes(0), bytes(0), 512)).toBe(true);
+    vi.spyOn(system()!, 'copyRange').mockRejectedValueOnce(Object.assign(new Error(), { code: 'EXDEV' }));
+    expect(await target.copyFrom(source, bytes(0), bytes(0), 512)).toBe(false);
+    expect(await target.copyFrom(source, bytes(0), bytes(0), 512)).toBe(false);
+  });
+
+  test('is covered by a flush', async () => {
+    const [source, target] = await pair();
+    await target.flush();
+    const sync = vi.spyOn(fs, 'fdatasync');
+    await target.flush();
+    expect(sync).not.toHaveBeenCalled();
+    await target.copyFrom(source, bytes(0), bytes(0), 512);
+    await target.flush();
+    expect(sync).toHaveBeenCalledOnce();
   });
 });

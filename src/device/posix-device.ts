@@ -14,6 +14,9 @@ const ZEROES_INLINE_MAX = 1 << 16;
 /** What is written at a time where zeroes must be written out. */
 const zeroes = new Uint8Array(INLINE_MAX);
 
+/** copy_file_range: these two never will. */
+const CANNOT_COPY = new Set(['EXDEV', 'EINVAL', 'EOPNOTSUPP', 'ENOSYS', 'EPERM']);
+
 export interface OpenFile {
   fd: number;
   /** Canonical. */
@@ -45,6 +48,8 @@ export abstract class PosixDevice implements BlockDevice {
   #inMemory: boolean;
   #cacheTells: boolean;
   readonly #flushes: FlushGroup;
+  /** Disks from which the kernel copies nothing to this one. */
+  readonly #strangers = new WeakSet<PosixDevice>();
   #upgrading: Promise<void> | undefined;
   /** The read-only descriptor that `allowWrites` replaced: reads may still be under way on it. */
   #replaced = -1;
@@ -137,6 +142,27 @@ export abstract class PosixDevice implements BlockDevice {
         done += progress(await writeOnThread(this.fd, from, start + done, length - done, at + done));
     } catch (error) {
       throw this.failure('write', at, length, error);
+    } finally {
+      this.#flushes.wrote();
+    }
+  }
+
+  async copyFrom(source: BlockDevice, from: Bytes, at: Bytes, length: number): Promise<boolean> {
+    if (!this.system || !(source instanceof PosixDevice) || this.#strangers.has(source)) return false;
+    this.checkWrite('write', at, length);
+    source.check('read', from, length);
+    try {
+      for (let done = 0; done < length; ) {
+        const count = await this.system.copyRange(source.fd, from + done, this.fd, at + done, length - done);
+        if (count === 0) return false;
+        done += count;
+      }
+      return true;
+    } catch (error) {
+      const code = (error as NodeJS.ErrnoException).code;
+      // Anything else may pass; reading and writing tell what it is.
+      if (code !== undefined && CANNOT_COPY.has(code)) this.#strangers.add(source);
+      return false;
     } finally {
       this.#flushes.wrote();
     }

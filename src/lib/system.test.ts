@@ -60,6 +60,20 @@ test('refuses to read beyond a buffer, also one whose memory has gone', () => {
   expect(() => sys.readCached(fd, 0, into, 0, 512)).toThrow(RangeError);
 });
 
+test('copies between files, up to the end of the one', async () => {
+  const to = fs.openSync(join(directory, 'copy'), 'w+');
+  try {
+    expect(await sys.copyRange(fd, 512, to, 1024, 1024)).toBe(1024);
+    expect(await sys.copyRange(fd, 7680, to, 4096, 4096)).toBe(512);
+    expect(await sys.copyRange(fd, 8192, to, 0, 512)).toBe(0);
+    const found = fs.readFileSync(join(directory, 'copy'));
+    expect([0, 1023, 1024, 1536, 2047, 2048, 4096, 4607].map((at) => found[at])).toEqual([0, 0, 2, 3, 3, 0, 16, 16]);
+    await expect(sys.copyRange(fd, 0, -1, 0, 512)).rejects.toMatchObject({ code: 'EBADF' });
+  } finally {
+    fs.closeSync(to);
+  }
+});
+
 test('carries the errno of every call', async () => {
   expect(sys.seek(fd, 0, SEEK_END)).toBe(8192);
   expect(sys.seek(fd, 8192, SEEK_DATA)).toBe(-6);

@@ -43,6 +43,8 @@ export interface System {
   seek(fd: number, at: number, whence: number): number;
   /** Runs on a thread: a journal or a disk may hold it up. */
   fallocate(fd: number, mode: number, at: number, length: number): Promise<void>;
+  /** Copies from one file to another inside the kernel, on a thread. Resolves with the bytes copied, 0 at the source's end. */
+  copyRange(from: number, fromAt: number, to: number, at: number, length: number): Promise<number>;
   /** False: someone else holds the lock. */
   lock(fd: number, operation: number): boolean;
   /** An ioctl that fills an int. */
@@ -98,6 +100,11 @@ function load(): System | null {
   ]);
   const lseek = call<[number, number, number]>('lseek', 'int64_t', ['int', 'int64_t', 'int']);
   const fallocate = call<[number, number, number, number]>('fallocate', 'int', ['int', 'int', 'int64_t', 'int64_t']);
+  const copyRange = call<[number, ArrayBufferView, number, ArrayBufferView, number, number]>(
+    'copy_file_range',
+    'int64_t',
+    ['int', 'void *', 'int', 'void *', 'size_t', 'unsigned int'],
+  );
   const flock = call<[number, number]>('flock', 'int', ['int', 'int']);
   // Variadic in C; on these machines an integer or pointer travels in the same register either way.
   const ioctl = call<[number, number, ArrayBufferView]>('ioctl', 'int', ['int', 'unsigned long', 'void *']);
@@ -118,8 +125,8 @@ function load(): System | null {
    * callback's scope holds them.
    */
   const onThread = <A extends unknown[]>(name: string, fn: Call<A>, ...args: A) =>
-    new Promise<void>((resolve, reject) => {
-      const settle = (result: number) => (result < 0 ? reject(failure(name, koffi.errno())) : resolve());
+    new Promise<number>((resolve, reject) => {
+      const settle = (result: number) => (result < 0 ? reject(failure(name, koffi.errno())) : resolve(result));
       try {
         fn.async(...args, (error, result) => (error ? reject(error) : settle(result)));
       } catch {
@@ -149,7 +156,13 @@ function load(): System | null {
       const found = lseek(fd, at, whence);
       return found >= 0 ? found : -koffi.errno();
     },
-    fallocate: (fd, mode, at, length) => onThread('fallocate', fallocate, fd, mode, at, length),
+    fallocate: async (fd, mode, at, length) => {
+      await onThread('fallocate', fallocate, fd, mode, at, length);
+    },
+    copyRange(from, fromAt, to, at, length) {
+      const offset = (value: number) => BigInt64Array.of(BigInt(value));
+      return onThread('copy_file_range', copyRange, from, offset(fromAt), to, offset(at), length, 0);
+    },
     lock(fd, operation) {
       if (flock(fd, operation | LOCK_NB) === 0) return true;
       const errno = koffi.errno();
@@ -161,11 +174,11 @@ function load(): System | null {
       if (ioctl(fd, request, value) < 0) throw failure('ioctl', koffi.errno());
       return value[0];
     },
-    ioctlRange(fd, request, at, length) {
+    async ioctlRange(fd, request, at, length) {
       const range = new BigUint64Array(new ArrayBuffer(16));
       range[0] = BigInt(at);
       range[1] = BigInt(length);
-      return onThread('ioctl', ioctl, fd, request, range);
+      await onThread('ioctl', ioctl, fd, request, range);
     },
   };
 }

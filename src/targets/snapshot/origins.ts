@@ -62,6 +62,19 @@ export class Origin {
     return this.#count(this.device.writeZeroes(at, length, mayUnmap));
   }
 
+  /** As a write of what `source` has at `from`. Resolves with false when there is no way but to read and write it. */
+  async copyFrom(source: BlockDevice, from: Bytes, at: Bytes, length: number): Promise<boolean> {
+    const { device } = this;
+    if (!device.copyFrom) return false;
+    let copied = false;
+    const copy = async () => {
+      copied = await device.copyFrom!(source, from, at, length);
+    };
+    const wait = this.#protect(at, length);
+    await (wait ? this.#later(wait, at, length, copy) : this.#count(copy()));
+    return copied;
+  }
+
   /** Copies out, durably, what writes of `length` bytes at `at` would destroy. Nothing to wait for if nothing is to be done. */
   prepare(at: Bytes, length: number): Maybe {
     const wait = this.#protect(at, length);
