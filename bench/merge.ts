@@ -183,8 +183,12 @@ async function withServer(
   const served = await serving(child, `${SIDE} ${args.join(' ')}`, socket, '');
   const ask = (word: string) =>
     new Promise<number>((resolve, reject) => {
-      child.once('message', (answer) => resolve(answer as number));
-      child.once('exit', () => reject(new Error(`The server ended before it had answered ${word}`)));
+      const gone = () => reject(new Error(`The server ended before it had answered ${word}`));
+      child.once('exit', gone);
+      child.once('message', (answer) => {
+        child.off('exit', gone);
+        resolve(answer as number);
+      });
       child.send(word);
     });
   try {
