@@ -112,8 +112,20 @@ export async function startMerge(stack: Stack, slot: number): Promise<void> {
 export async function togglePause(stack: Stack): Promise<void> {
   const { model } = stack;
   const table = model.table === 'snapshot' ? 'snapshot-merge' : 'snapshot';
-  await stack.load('base', stack.baseTable(table));
-  if (await stack.flushing('base', () => stack.resume('base'))) model.table = table;
+  await swap(stack, 'base', stack.baseTable(table));
+  model.table = table;
+  // The list could not be cut, and the table to take it over from is gone: the device has to be made anew.
+  if (stack.isInvalid('base')) await reopen(stack);
+  // While it pauses, an error of its store would cost the image itself.
+  stack.mend();
+}
+
+/** Loads a table and makes it live. What an error stopped half-way is completed when that is gone. */
+async function swap(stack: Stack, name: string, line: string): Promise<void> {
+  await stack.load(name, line);
+  if (await stack.flushing(name, () => stack.resume(name))) return;
+  stack.mend();
+  if (!(await stack.flushing(name, () => stack.resume(name)))) throw new Error(`${name} does not resume`);
 }
 
 /** Every exception has left the list on the disk. */
@@ -137,7 +149,7 @@ export async function finishMerge(stack: Stack): Promise<void> {
   await stack.settle();
   stack.checkStates();
   if (random.chance(0.5)) await expectEmpty(stack);
-  if (!(await stack.replace('base', 'snapshot-origin /dev/origin'))) throw new Error('the merge does not end');
+  await swap(stack, 'base', 'snapshot-origin /dev/origin');
   const slot = model.merging!;
   model.merged();
   // The store is empty, and will do for the next snapshot.
@@ -167,7 +179,7 @@ export async function pause(stack: Stack, name = 'base'): Promise<void> {
 /** Loads the table that is live: a snapshot hands its exceptions over to itself. A merge does not. */
 export async function reload(stack: Stack, name: string): Promise<void> {
   const line = name === 'base' ? stack.baseTable() : stack.table(Number(name.slice(1)));
-  if (name !== 'base' || stack.model.table !== 'snapshot-merge') return void (await stack.replace(name, line));
+  if (name !== 'base' || stack.model.table !== 'snapshot-merge') return swap(stack, name, line);
   await stack.load(name, line).then(
     () => {
       throw new Error('a second merge was loaded');

@@ -218,12 +218,6 @@ export class Stack {
     await this.mapper.resume({ name });
   }
 
-  /** Loads a table of `base` or a snapshot and makes it live. */
-  async replace(name: string, line: string): Promise<boolean> {
-    await this.load(name, line);
-    return this.flushing(name, () => this.resume(name));
-  }
-
   flush(name: string): Promise<boolean> {
     this.note(`flush ${name}`);
     return this.flushing(name, async () => void (await this.device(name).flush()));
@@ -273,11 +267,16 @@ export class Stack {
     this.note(`fault of ${this.fault}`);
   }
 
+  /** The disks work again; what failed may not have been told yet. */
+  mend(): void {
+    if (this.fault) this.note('repaired');
+    this.fault = undefined;
+  }
+
   async repair(): Promise<void> {
     if (!this.fault) return;
     await this.settle();
-    this.fault = undefined;
-    this.note('repaired');
+    this.mend();
     for (let i = 0; i < 4; i++) await turn();
     await this.settle();
     if (this.isStuck && this.random.chance(0.7)) await this.goOn();

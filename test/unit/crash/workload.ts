@@ -44,7 +44,7 @@ export async function work(stack: Stack, mix: Mix, operations = mix.operations):
     const count = 1 + random.below(Math.min(limit, options.origin - sector));
     let dice = random.next();
     const roll = (chance = 0) => (dice -= chance) < 0;
-    // Errors are for requests and suspends; what changes tables has disks that work.
+    // Errors are for requests, suspends and what replaces a table; what is more than one step has disks that work.
     if (stack.fault && random.chance(0.1)) await stack.repair();
     if (roll(mix.flush)) await stack.flush(name);
     else if (roll(mix.read)) stack.read(name, sector, count);
@@ -55,7 +55,7 @@ export async function work(stack: Stack, mix: Mix, operations = mix.operations):
     else if (roll(mix.idle)) await idle(stack);
     else if (roll(mix.fault)) await inject(stack);
     else if (roll(lonely(stack) ? 0.25 : mix.snapshot)) await snapshot(stack);
-    else if (roll(mix.reload)) await repaired(stack, () => reload(stack, name));
+    else if (roll(mix.reload)) await reload(stack, name);
     else if (roll(mix.revert)) await revertOne(stack);
     else if (roll(mix.drop)) await drop(stack);
     else if (roll(mix.merge)) await merge(stack);
@@ -106,7 +106,7 @@ async function revertOne(stack: Stack): Promise<void> {
 
 async function merge(stack: Stack): Promise<void> {
   const { model, random, options } = stack;
-  await stack.repair();
+  if (model.table !== 'snapshot-merge' || random.chance(0.5)) await stack.repair();
   if (model.merging === undefined) {
     const taken = model.taken();
     if (taken.length > 0) await startMerge(stack, random.pick(taken));
