@@ -24,6 +24,7 @@ export function assemble({ major, changed = () => {}, ...forking }: AssemblyOpti
     major,
     opener: new Disks(),
     onChange(kind, device) {
+      forks.changed(kind, device);
       monitor.changed(kind, device);
       return changed();
     },
@@ -33,7 +34,7 @@ export function assemble({ major, changed = () => {}, ...forking }: AssemblyOpti
       return enlarged;
     },
   });
-  const forks = new Forks({ ...forking, mapper, emit: log.emit });
+  const forks: Forks = new Forks({ ...forking, mapper, emit: log.emit });
   const { autoextender } = forks;
   const monitor: Monitor = new Monitor({
     mapper,

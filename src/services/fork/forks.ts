@@ -15,7 +15,8 @@ import { isNbdUri } from '../../formats/nbd/uri.ts';
 import { Lock } from '../../lib/lock.ts';
 import type { DeviceInfo, DeviceRef } from '../../mapper/control.ts';
 import type { Lease } from '../../mapper/devices.ts';
-import type { Mapper } from '../../mapper/mapper.ts';
+import type { MappedDevice } from '../../mapper/mapped-device.ts';
+import type { ChangeKind, Mapper } from '../../mapper/mapper.ts';
 import type { SavedDevice } from '../../mapper/saved-device.ts';
 import { deviceWord } from '../../targets/arguments.ts';
 import { type Bytes, SECTOR } from '../../units.ts';
@@ -125,6 +126,11 @@ export class Forks implements ForkControl {
   /** Follows no merge any more: the devices are to be closed. */
   stop(): Promise<void> {
     return this.#merges.stop();
+  }
+
+  /** What the mapper calls at every change. */
+  changed(kind: ChangeKind, device: MappedDevice): void {
+    if (kind !== 'remove') this.#merges.named(device.storedName);
   }
 
   fork(image: string, name: string, options: ForkOptions = {}): Promise<Fork> {

@@ -11,6 +11,8 @@ export class MergeBook {
   readonly #running = new Set<MergeProgress>();
   /** The oldest first. */
   #finished: MergeProgress[] = [];
+  /** Those of `#finished` whose name a device was given since: only who has followed them asks for them. */
+  readonly #outdated = new WeakSet<MergeProgress>();
   readonly #waiters = new Set<() => void>();
   #version = 0;
 
@@ -37,6 +39,17 @@ export class MergeBook {
   find(name: string): MergeProgress | undefined {
     for (const progress of this.#running) if (progress.name === name) return progress;
     return this.#finished.findLast((progress) => progress.name === name);
+  }
+
+  /** A device has that name now: a merge that is asked for is not the one that has ended. */
+  outdate(name: string): void {
+    for (const progress of this.#finished) if (progress.name === name) this.#outdated.add(progress);
+  }
+
+  /** For those who ask again for a merge that has ended. */
+  finished(name: string): MergeProgress | undefined {
+    const last = this.#finished.findLast((progress) => progress.name === name);
+    return last && !this.#outdated.has(last) ? last : undefined;
   }
 
   /** On the origin device of that name. */

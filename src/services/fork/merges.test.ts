@@ -50,7 +50,13 @@ afterEach(async () => {
 function begin(records: ForkRecord[] = [], save: () => Promise<void> = async () => {}) {
   disks = new Obstacles();
   log = [];
-  mapper = new Mapper({ opener: disks, onChange: () => save().catch(() => {}) });
+  mapper = new Mapper({
+    opener: disks,
+    onChange(kind, device) {
+      forks.changed(kind, device);
+      return save().catch(() => {});
+    },
+  });
   forks = new Forks({
     mapper,
     records,
@@ -160,6 +166,25 @@ describe('a merge', () => {
     expect(await names()).toEqual(['disk', 'other']);
     await write('disk', 0, 'again', MIB);
     expect(await read('other', 0, MIB)).toBe(before);
+  });
+
+  test('that has ended is told to who repeats it, and not for another device of that name', async () => {
+    await forks.fork(image, 'dev');
+    await write('dev', 0, 'mine');
+    await merged();
+    expect(await forks.merge('dev')).toMatchObject({ state: 'done' });
+    await forks.fork(image, 'dev');
+    await write('dev', 0, 'kept');
+    await forks.drop('dev', { keepCow: true });
+    await expect(forks.merge('dev')).rejects.toMatchObject({ code: 'NO_DEVICE' });
+    expect(await forks.mergeProgress('dev')).toMatchObject({ state: 'done' });
+    await forks.fork(image, 'other');
+    await write('other', 0, 'last');
+    await merged('other');
+    await mapper.create('none');
+    await mapper.rename({ name: 'none' }, 'other');
+    await mapper.remove({ name: 'other' });
+    await expect(forks.merge('other')).rejects.toMatchObject({ code: 'NO_DEVICE' });
   });
 
   test('that is to keep the COW file leaves an empty store, which can be forked with', async () => {

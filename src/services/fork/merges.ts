@@ -78,7 +78,7 @@ export class Merges {
       const entry = [...this.#entries.values()].find(({ record }) => record.merging.name === name);
       if (entry) return this.#join(entry, options);
       const isThere = (await this.#images.mapper.list()).some((info) => info.name === name);
-      const finished = this.#book.find(name);
+      const finished = this.#book.finished(name);
       if (!isThere && finished) return { ...finished };
       const found = await checkMerge(this.#images, name, options, this.#users);
       return this.#begin(found, options.keep ?? false);
@@ -88,6 +88,11 @@ export class Merges {
   /** See `ForkControl.mergeProgress`. */
   progress(name: string, options: { since?: number } = {}, signal?: AbortSignal): Promise<MergeProgress> {
     return this.#book.progress(name, options, signal);
+  }
+
+  /** A device was created, or has another name. */
+  named(name: string): void {
+    this.#book.outdate(name);
   }
 
   /** Of the merge that runs on this origin device. */
