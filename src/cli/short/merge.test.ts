@@ -141,6 +141,13 @@ describe('of a fork', () => {
     expect(lines.at(-1)).toBe('\x1b[K');
   });
 
+  test('says once what holds it up', async () => {
+    const error = 'Cannot open DIR/disk.img: no such file or disk';
+    const daemon = answers({ merged: 100, error }, { merged: 100, error }, { merged: 100, state: 'done' });
+    const { status, stderr } = await dmkit(['merge', 'dev'], {}, daemon);
+    expect([status, stderr]).toEqual([0, `dmkit: ${error}; it is tried again until it succeeds\n`]);
+  });
+
   test('left with Ctrl-C goes on in the daemon, and says so', async () => {
     const interrupt = new AbortController();
     const daemon = {

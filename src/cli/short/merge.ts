@@ -50,8 +50,14 @@ async function mergeOnline({ operands: [name], options, io }: Call<Options>): Pr
   }
   // Asked for as late as that: until here there is nothing that Ctrl-C would have to spare.
   const { signal } = io;
+  let told: string | undefined;
   while (progress.state === 'merging') {
     display.progress(progress);
+    if (progress.error !== undefined && progress.error !== told) {
+      display.end();
+      io.stderr.write(`dmkit: ${progress.error}; it is tried again until it succeeds\n`);
+    }
+    told = progress.error;
     const next = await followed(daemon, progress, signal).catch((error: Error) => {
       display.end();
       display.event('failed', { ...progress, state: 'failed', error: error.message });
@@ -66,7 +72,7 @@ async function mergeOnline({ operands: [name], options, io }: Call<Options>): Pr
     progress = next;
   }
   display.end();
-  return told(progress, display, options.json !== undefined, io);
+  return tell(progress, display, options.json !== undefined, io);
 }
 
 /** The next state; undefined when `signal` has fired. */
@@ -91,7 +97,7 @@ async function followed(
   }
 }
 
-function told(progress: MergeProgress, display: MergeDisplay, json: boolean, io: ShortIo): number {
+function tell(progress: MergeProgress, display: MergeDisplay, json: boolean, io: ShortIo): number {
   const { name, image, state, error, hint, deleted, kept, originRemoved } = progress;
   if (state !== 'done') {
     display.event('failed', progress);

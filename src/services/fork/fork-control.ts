@@ -128,7 +128,7 @@ export interface MergeProgress {
   merged: number;
   /** Rises whenever something has changed: for `since`. */
   version: number;
-  /** Why it failed; if it is done, what could not be tidied up. */
+  /** Why it failed; while it is `merging`, what holds it up and is tried again; if it is done, what could not be tidied up. */
   error?: string;
   hint?: string;
   /** As with `Dropped`, when it is done. */

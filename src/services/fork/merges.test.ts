@@ -5,6 +5,7 @@ import {
   mkdtempSync,
   readdirSync,
   readFileSync,
+  renameSync,
   rmSync,
   truncateSync,
   writeFileSync,
@@ -494,6 +495,23 @@ test('the COW file stays until it is saved that no restart needs it', async () =
   expect(await ended()).toMatchObject({ state: 'done', deleted: cow() });
   expect(failures.left).toBe(0);
   expect(log.filter((line) => line === 'dev: disk full')).toHaveLength(1);
+  expect(readFileSync(image).equals(changed([0, 'mine']))).toBe(true);
+});
+
+test('an image that is gone when its merge ends holds that up, and says so', async () => {
+  await forks.fork(image, 'dev');
+  await write('dev', 0, 'mine');
+  disks.stop(image);
+  let progress = await forks.merge('dev');
+  renameSync(image, join(directory, 'aside'));
+  disks.go();
+  while (progress.error === undefined) progress = await forks.mergeProgress('dev', { since: progress.version });
+  expect(progress).toMatchObject({ state: 'merging', error: /Cannot open .*disk\.img/ });
+  expect((await forks.volumes())[0]).toMatchObject({ name: 'disk', note: progress.error });
+  renameSync(join(directory, 'aside'), image);
+  progress = await ended();
+  expect(progress).toMatchObject({ state: 'done', deleted: cow() });
+  expect(progress.error).toBeUndefined();
   expect(readFileSync(image).equals(changed([0, 'mine']))).toBe(true);
 });
 

@@ -275,16 +275,20 @@ export class Merges {
 
   async #watch(entry: Entry): Promise<void> {
     const { signal } = this.#stopping;
-    let told = '';
+    const { progress } = entry;
     for (let pause = PAUSE_MIN_MS; !signal.aborted; pause = Math.min(pause * 2, PAUSE_MAX_MS)) {
+      let obstacle: string | undefined;
       try {
         if (await this.#look(entry)) return;
       } catch (error) {
         // The state cannot be saved, or a disk failed: another time perhaps.
-        const line = `${entry.progress.name}: ${(error as Error).message}`;
-        if (line !== told) this.#log(line);
-        told = line;
+        obstacle = (error as Error).message;
+        if (obstacle !== progress.error) this.#log(`${progress.name}: ${obstacle}`);
         pause = RETRY_MS;
+      }
+      if (obstacle !== progress.error) {
+        progress.error = obstacle;
+        this.#book.touch(progress);
       }
       await this.#pause(pause, signal).catch(() => {});
     }
@@ -376,7 +380,7 @@ export class Merges {
   async #tidy(entry: Entry): Promise<void> {
     const { record } = entry;
     const { keep, cow } = record.merging;
-    const end: Partial<MergeProgress> = { state: 'done', merged: entry.progress.total };
+    const end: Partial<MergeProgress> = { state: 'done', merged: entry.progress.total, error: undefined };
     try {
       Object.assign(end, await this.#images.forget(record, !keep));
     } catch (error) {

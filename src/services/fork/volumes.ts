@@ -37,6 +37,7 @@ export async function volumeOf(
     const grows = images.recordOf(info, 'fork')?.autoextend;
     if (grows) volume.autoextend = { threshold: grows.threshold, percent: grows.percent, limit: grows.limit };
     // The words of a table that had overflowed say nothing of its merge.
+    if (merge?.state === 'merging') volume.note ??= merge.error;
     if (merge?.state === 'merging' && !info.suspended) volume.state = `merging ${merge.name} ${percent(merge)}%`;
   } else if (table.type === 'snapshot-origin') [volume.origin] = splitWords(table.text);
   return volume;
