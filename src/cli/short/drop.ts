@@ -13,6 +13,10 @@ export const command = define({
     if (options.json !== undefined) return void printJson(io, dropped);
     io.stdout.write(`${name} is gone${dropped.deleted ? `, and ${dropped.deleted} with it` : ''}\n`);
     if (dropped.kept) io.stdout.write(`kept ${dropped.kept}\n`);
+    if (dropped.halfMerged)
+      io.stdout.write(
+        `${dropped.halfMerged} is a mix of old and new; to merge the rest: dmkit merge ${dropped.halfMerged} ${dropped.kept}\n`,
+      );
     if (dropped.originRemoved)
       io.stdout.write(`it was the last fork: the origin device ${dropped.originRemoved} is gone too\n`);
   },

@@ -102,6 +102,8 @@ export interface Dropped {
   kept?: string;
   /** The origin device, removed with the last fork of its image. */
   originRemoved?: string;
+  /** The image, a mix of old and new: a merge into it had failed, and was given up. The COW file has the rest. */
+  halfMerged?: string;
 }
 
 export interface MergeOptions {

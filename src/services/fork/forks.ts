@@ -183,7 +183,8 @@ export class Forks implements ForkControl {
 
   drop(name: string, { keepCow = false }: { keepCow?: boolean } = {}): Promise<Dropped> {
     return this.#lock.run(async () => {
-      this.#checkNotMerged(name, 'drop');
+      const abandoned = await this.#merges.abandon(name);
+      if (abandoned) return { name, ...abandoned };
       const info = await this.#mapper.info({ name });
       const record = this.#images.recordOf(info, 'fork');
       // Without a live table nobody can tell what it was; the record can.

@@ -574,6 +574,23 @@ describe('a merge that a disk has failed', () => {
     expect(readFileSync(image).equals(changed([0, 'mine', 64 * KIB]))).toBe(true);
   });
 
+  test('can be given up when its origin device is taken away, and the COW file has the rest', async () => {
+    await expect(forks.drop('dev')).rejects.toMatchObject({
+      code: 'MERGING',
+      hint: /dmsetup remove disk; dmkit drop dev/,
+    });
+    await mapper.remove({ name: 'disk' });
+    expect(await forks.drop('dev')).toEqual({ name: 'dev', kept: cow(), halfMerged: image });
+    expect((await inspectFile(cow())).cow?.exceptions).toBe(4);
+    expect((await forks.state()).forks.map(({ role, merging }) => [role, merging])).toEqual([['fork', undefined]]);
+    await expect(forks.merge('dev')).rejects.toMatchObject({ code: 'NO_DEVICE' });
+    disks.failing = '';
+    await forks.fork(image, 'dev');
+    expect(await read('dev', 0, 64 * KIB)).toBe(changed([0, 'mine', 64 * KIB]).toString('latin1', 0, 64 * KIB));
+    expect(await merged()).toMatchObject({ state: 'done', merged: 4 });
+    expect(readFileSync(image).equals(changed([0, 'mine', 64 * KIB]))).toBe(true);
+  });
+
   test('may be paused by a snapshot table, and goes on from there', async () => {
     const table = { start: 0, length: 2048, type: 'snapshot', args: `${image} ${cow()} P 32` };
     await mapper.load({ name: 'disk' }, [table]);

@@ -16,7 +16,7 @@ import type { TargetSpec } from '../../mapper/control.ts';
 import type { MappedDevice } from '../../mapper/mapped-device.ts';
 import { SECTOR } from '../../units.ts';
 import type { Emit } from '../events/event.ts';
-import type { MergeOptions, MergeProgress } from './fork-control.ts';
+import type { Dropped, MergeOptions, MergeProgress } from './fork-control.ts';
 import type { Images } from './images.ts';
 import { MergeBook } from './merge-book.ts';
 import { checkMerge, type Mergeable } from './merge-check.ts';
@@ -88,6 +88,29 @@ export class Merges {
   /** See `ForkControl.mergeProgress`. */
   progress(name: string, options: { since?: number } = {}, signal?: AbortSignal): Promise<MergeProgress> {
     return this.#book.progress(name, options, signal);
+  }
+
+  /**
+   * Forgets a merge that has failed, when its origin device was taken away, so that nothing can go on with it by itself.
+   * The COW file stays: it has what is not in the image yet. Undefined: there is no such merge.
+   */
+  async abandon(name: string): Promise<Omit<Dropped, 'name'> | undefined> {
+    const entry = [...this.#entries.values()].find(({ record }) => record.merging.name === name);
+    if (!entry) return undefined;
+    const { record, progress } = entry;
+    const device = deviceOf(this.#images, record);
+    if (progress.state !== 'failed' || (device && typeOf(device) !== 'snapshot-origin'))
+      throw new DmError('MERGING', 'EBUSY', `Cannot drop ${name}: it is being merged`, {
+        hint:
+          progress.state === 'failed'
+            ? `repair what has stopped it: dmkit merge ${name}\nor give up, with the image half merged: dmkit dmsetup remove ${device!.storedName}; dmkit drop ${name}`
+            : `wait for it: dmkit merge ${name}`,
+      });
+    const forgotten = await this.#images.forget(record, false);
+    await this.#images.save();
+    this.#end(entry, {});
+    this.#book.outdate(name);
+    return { ...forgotten, halfMerged: record.image };
   }
 
   /** A device was created, or has another name. */
