@@ -83,6 +83,23 @@ test('lists the entries', async () => {
   });
 });
 
+test('prints the list as JSON while it is read', async () => {
+  const { stdout } = await dmkit('replay-log', 'log', '--json', '--start', '1', '--entries', '2');
+  expect(stdout.split('\n').slice(0, 6)).toEqual([
+    '{',
+    '  "blockSize": 512,',
+    '  "total": 7,',
+    '  "entries": [',
+    expect.stringMatching(/^ {4}\{"entry":1,"kind":"flush",.*\},$/),
+    expect.stringMatching(/^ {4}\{"entry":2,"kind":"mark",.*"mark":"first"\}$/),
+  ]);
+  expect(JSON.parse((await dmkit('replay-log', 'log', '--json', '--start', '7')).stdout)).toEqual({
+    blockSize: 512,
+    total: 7,
+    entries: [],
+  });
+});
+
 test('repeats everything', async () => {
   expect(await dmkit('replay-log', 'log', 'copy')).toEqual(
     printed('replayed entries 0 to 6 of 7 onto copy\n  3 writes, 5.5 KiB; 0 discards\n'),

@@ -106,15 +106,17 @@ ${next < log.entries ? `  the next entry is ${next}\n` : ''}`;
 }
 
 async function list(log: WriteLogFile, entries = log.entries, json: boolean, io: ShortIo): Promise<void> {
-  const found: LoggedEntry[] = [];
-  if (!json) io.stdout.write(`${log.entries} entries, blocks of ${log.blockSize} bytes\n`);
+  const { blockSize, entries: total } = log;
+  // Entry by entry: a log may have millions.
+  if (json) io.stdout.write(`{\n  "blockSize": ${blockSize},\n  "total": ${total},\n  "entries": [`);
+  else io.stdout.write(`${total} entries, blocks of ${blockSize} bytes\n`);
   for (let count = 0; count < entries; count++) {
     const entry = await log.next();
     if (!entry) break;
-    if (json) found.push(entry);
+    if (json) io.stdout.write(`${count === 0 ? '' : ','}\n    ${JSON.stringify(entry)}`);
     else io.stdout.write(line(entry));
   }
-  if (json) printJson(io, { blockSize: log.blockSize, total: log.entries, entries: found });
+  if (json) io.stdout.write('\n  ]\n}\n');
 }
 
 function line({ entry, kind, at, length, mark, flush, fua, metadata }: LoggedEntry): string {
