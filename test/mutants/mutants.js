@@ -219,8 +219,8 @@ const guards = [
   {
     guard: 'a buffer is used again when the writes from it have ended',
     file: merging,
-    find: '      await every(waits);\n    }\n  }\n}',
-    replace: '      void waits;\n    }\n  }\n}',
+    find: "      // The buffer is the origin's until then.\n      await every(waits);",
+    replace: "      // The buffer is the origin's until then.\n      void waits;",
   },
   {
     guard: 'the origin is flushed before its exceptions leave the list',
