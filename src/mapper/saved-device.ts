@@ -20,14 +20,18 @@ export interface SavedDevice {
   note?: string;
 }
 
-/** The live table, or the one that could not be loaded after the last restart: the next one tries it again. */
+/**
+ * The live table, unless it is spent, or the one that could not be loaded after the last restart: the next one tries it
+ * again.
+ */
 export function savedOf(device: MappedDevice): SavedDevice {
   const live = device.liveTable;
+  const table = live ? live.text('table').map(({ text, ...line }) => ({ ...line, args: text })) : device.lostTable;
   return {
     name: device.storedName,
     uuid: device.uuid,
     minor: device.minor,
-    table: live ? live.text('table').map(({ text, ...line }) => ({ ...line, args: text })) : device.lostTable,
+    table: live?.spent ? undefined : table,
     readOnly: live ? live.readOnly : device.lostReadOnly,
     suspended: device.suspended,
     deferredRemove: device.deferredRemove,
@@ -35,7 +39,7 @@ export function savedOf(device: MappedDevice): SavedDevice {
     readAhead: device.readAheadAsked,
     readAheadMinimum: device.readAheadMinimum,
     geometry: device.geometry,
-    note: device.note,
+    note: device.note ?? (live?.spent ? live.note : undefined),
   };
 }
 

@@ -87,6 +87,11 @@ export class Table {
     return undefined;
   }
 
+  /** One of its targets will never work again. */
+  get spent(): boolean {
+    return this.#slots.some(({ target }) => target.spent);
+  }
+
   get targetCount(): number {
     return this.#slots.length;
   }

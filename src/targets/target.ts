@@ -80,6 +80,8 @@ export interface Target {
   readonly hints?: { readonly minimumIo: Bytes; readonly optimalIo: Bytes };
   /** What has happened to it that its status line has no words for. */
   readonly note?: string;
+  /** Nothing will make it work again: a restart does not load it, and tells its note. */
+  readonly spent?: boolean;
   /** Asked again at every use. False: the core refuses discards with EOPNOTSUPP. */
   readonly canDiscard: boolean;
   read(at: Bytes, into: Uint8Array, start: number, length: number): Maybe;

@@ -29,6 +29,8 @@ export class Obstacles extends Disks {
     const device = await super.open(identity, mode);
     const { name } = device;
     if (this.readOnly === name) Object.defineProperty(device, 'readOnly', { value: true });
+    // Everything that is written comes by `write`.
+    Object.defineProperty(device, 'copyFrom', { value: undefined });
     const write = device.write.bind(device);
     device.write = (...request) => {
       if (this.failing === name) throw ioError(`Cannot write to ${name}: injected`);

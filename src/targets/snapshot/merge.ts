@@ -43,9 +43,9 @@ class SnapshotMerge extends SnapshotTable implements Target {
   #merging: Merging | undefined;
 
   /** Why the merge stopped. Unlike the status, nothing once it has been begun again. */
-  get note(): string | undefined {
+  override get note(): string | undefined {
     const fault = this.#merging?.fault;
-    return fault && `the merge stopped: ${fault.message}`;
+    return fault ? `the merge stopped: ${fault.message}` : super.note;
   }
 
   read(at: Bytes, into: Uint8Array, start: number, length: number): Maybe {

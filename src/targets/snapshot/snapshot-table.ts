@@ -38,6 +38,8 @@ export abstract class SnapshotTable implements Member {
   /** The table that waits to take over from this one. */
   #destination: SnapshotTable | undefined;
   #suspended = true;
+  /** Another table has its exceptions. */
+  #handedOver = false;
 
   constructor(type: TargetType, line: TableLine, args: SnapshotArguments) {
     this.#type = type;
@@ -74,6 +76,14 @@ export abstract class SnapshotTable implements Member {
       await this.close();
       throw error;
     }
+  }
+
+  get spent(): boolean {
+    return this.#handedOver;
+  }
+
+  get note(): string | undefined {
+    return this.#handedOver ? 'another table took over its exceptions' : undefined;
   }
 
   get canDiscard(): boolean {
@@ -221,6 +231,7 @@ export abstract class SnapshotTable implements Member {
     }
     if (source.merging && exceptions?.store instanceof PersistentStore) exceptions.store.resumeAllocating();
     source.exceptions = undefined;
+    source.#handedOver = true;
     source.active = false;
     source.#destination = undefined;
     this.#source = undefined;

@@ -3,6 +3,7 @@
  * tables; those of `snapshot-merge` are in merge.test.ts).
  */
 import { describe, expect, test } from 'vitest';
+import { Mapper } from '../../../src/mapper/mapper.ts';
 import { headerOf, MAGIC, old, originData, rigWith, snapshotData, turns, watch } from '../../support/rig.ts';
 
 const EIO = { errno: 'EIO' };
@@ -51,6 +52,21 @@ test('70. the source cannot resume while a destination waits; after the handover
   await rig.remove('snap');
   await rig.write('origin', 0, originData(0, 1));
   expect(await rig.read('next', 0, 1)).toEqual(old(0, 1));
+});
+
+test('the one that handed over is not loaded again after a restart, and says why', async () => {
+  const { rig } = await pair();
+  await rig.suspend('snap');
+  await rig.resume('next');
+  await rig.resume('snap');
+  const saved = [...(await rig.mapper.list())].map(({ name }) => rig.mapper.save({ name }));
+  await rig.mapper.removeAll();
+  const again = new Mapper({ opener: rig.disks });
+  await again.restore(saved);
+  const info = await again.info({ name: 'snap' });
+  expect(info).toMatchObject({ live: false, note: 'another table took over its exceptions' });
+  expect((await again.status({ name: 'next' }))[0].text).toBe('48/1024 32');
+  await again.removeAll();
 });
 
 test('71. a source removed before the handover: the destination is Invalid, the store on disk is not', async () => {
