@@ -178,7 +178,11 @@ describe('of a fork', () => {
         'dmkit: The daemon has stopped in the middle of the merge of dev\nhint: nothing is lost, and the merge goes on when it starts again: dmkit merge dev\n',
     });
     const { stdout } = await dmkit(['merge', 'dev', '--json'], {}, daemon);
-    expect(events(stdout).at(-1)).toMatchObject({ event: 'failed', error: /The daemon has stopped/ });
+    expect(events(stdout).at(-1)).toMatchObject({
+      event: 'failed',
+      error: /The daemon has stopped/,
+      hint: /^nothing is lost/,
+    });
   });
 
   test('that fails ends with status 1 and what to do', async () => {

@@ -58,9 +58,9 @@ async function mergeOnline({ operands: [name], options, io }: Call<Options>): Pr
       io.stderr.write(`dmkit: ${progress.error}; it is tried again until it succeeds\n`);
     }
     told = progress.error;
-    const next = await followed(daemon, progress, signal).catch((error: Error) => {
+    const next = await followed(daemon, progress, signal).catch((error: DmError) => {
       display.end();
-      display.event('failed', { ...progress, state: 'failed', error: error.message });
+      display.event('failed', { ...progress, state: 'failed', error: error.message, hint: error.hint });
       throw error;
     });
     if (next === undefined) {
@@ -149,7 +149,8 @@ async function mergeOffline({ operands: [image, cow], options, io }: Call<Option
     return 0;
   } catch (error) {
     display.end();
-    if (begun) display.event('failed', { error: (error as Error).message });
+    const { message, hint } = error as DmError;
+    if (begun) display.event('failed', { error: message, hint });
     throw await explained(error, image, cow, io);
   }
 }
