@@ -7,7 +7,8 @@ export const PATTERN_SECTORS = 4096 + 256;
 
 /**
  * The words of a scenario, for the guest's bash. Beyond those of `Session`: `keep NAME N` leaves a copy of `/dev/loopN` as
- * `/job/NAME.img`, `below NAME N` waits until a merge has left no more than N sectors allocated, `mark NAME` tells `onMark`.
+ * `/job/NAME.img`, `below NAME N` waits until a merge has left no more than N sectors allocated, `poll NAME` logs a status line, `mark NAME`
+ * tells `onMark`.
  */
 const WORDS = `
 set -u
@@ -49,7 +50,8 @@ merged() {
   echo "merged $1"
 }
 mark() { echo "mark $1" >&3; }
-keep() { cat "/dev/loop$2" >"/job/$1.img"; echo "keep $1.img"; }
+poll() { echo "poll $(dmsetup status "$1")"; }
+keep() { blockdev --flushbufs "/dev/loop$2"; cat "/dev/loop$2" >"/job/$1.img"; echo "keep $1.img"; }
 `;
 
 /** Once after each boot. */

@@ -69,6 +69,35 @@ function multi(random: Prng): string[] {
   return [...steps, 'keep origin 0'];
 }
 
+function merge(random: Prng): string[] {
+  const sectors = 32768;
+  const table = `0 ${sectors} snapshot-merge /dev/mapper/base-real /dev/loop1 P 16`;
+  const reload = (line: string) => [
+    'run dmsetup suspend base-real',
+    `run dmsetup load base-real --table "0 ${sectors} ${line}"`,
+    'run dmsetup resume base-real',
+  ];
+  return [
+    ...[real(sectors), snapshot('snap', sectors, 1, 'P 16'), originOver(sectors)],
+    ...puts(random, 120, 'b', 'snap', sectors, [1, 2, 3, 7, 8, 8, 8, 16, 32, 128]),
+    'put b snap 0 4800 4096',
+    ...puts(random, 20, 'c', 'base', sectors, [1, 2, 3, 8, 8, 16, 16, 32]),
+    ...['state before-merge', 'sum snap snap', 'sum base base', 'run dmsetup remove base', 'run dmsetup remove snap'],
+    ...['keep cow-before 1', 'keep origin-before 0', ...reload('delay /dev/loop0 0 0 /dev/loop0 0 30')],
+    ...[
+      create('base', table),
+      'poll base',
+      'below base 6000',
+      'poll base',
+      'below base 3600',
+      'run dmsetup suspend base',
+    ],
+    ...['state half-merged', 'keep cow-half 1', 'keep origin-half 0', 'run dmsetup resume base'],
+    ...[...reload('linear /dev/loop0 0'), 'put c base 0 5000 16', 'below base 0', 'state merged', 'sum base base'],
+    ...['run dmsetup remove base', 'keep cow-after 1', 'keep origin-after 0'],
+  ];
+}
+
 function overflow(): string[] {
   const sectors = 16384;
   const steps = [real(sectors)];
@@ -97,6 +126,7 @@ const SCENARIOS: Record<string, Scenario> = {
   'snapshot-16': { disks: [32768, 16384], steps: single(16, 32768) },
   'snapshot-128': { disks: [32768, 16384], steps: single(128, 32768) },
   multi: { disks: [24576, 32768, 32768, 32768], steps: multi },
+  merge: { disks: [32768, 24576], steps: merge },
   overflow: { disks: [16384, 640, 160, 160], steps: overflow },
 };
 
