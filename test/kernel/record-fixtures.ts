@@ -93,7 +93,7 @@ function merge(random: Prng): string[] {
       'run dmsetup suspend base',
     ],
     ...['state half-merged', 'keep cow-half 1', 'keep origin-half 0', 'run dmsetup resume base'],
-    ...[...reload('linear /dev/loop0 0'), 'put c base 0 5000 16', 'below base 0', 'state merged', 'sum base base'],
+    ...[...reload('linear /dev/loop0 0'), 'below base 0', 'put c base 0 5000 16', 'state merged', 'sum base base'],
     ...['run dmsetup remove base', 'keep cow-after 1', 'keep origin-after 0'],
   ];
 }
