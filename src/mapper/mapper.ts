@@ -5,7 +5,6 @@
 import type { BlockDevice, Mode } from '../device/block-device.ts';
 import { Disks } from '../device/open.ts';
 import { DmError } from '../errors.ts';
-import { splitWords } from '../targets/arguments.ts';
 import type { TargetType } from '../targets/target.ts';
 import type {
   Control,
@@ -26,7 +25,8 @@ import { type DeviceOpener, Devices, type Lease } from './devices.ts';
 import { type DeviceSource, type InterruptibleOptions, MappedDevice } from './mapped-device.ts';
 import { badMessage, splitMessage, targetMessage } from './message.ts';
 import { targetTypes } from './registry.ts';
-import { inLoadOrder, type SavedDevice, savedOf } from './saved-device.ts';
+import { restore } from './restore.ts';
+import { type SavedDevice, savedOf } from './saved-device.ts';
 import type { Table } from './table.ts';
 
 const MAJORS = 4096;
@@ -287,16 +287,7 @@ export class Mapper implements Control {
   async restore(saved: readonly SavedDevice[]): Promise<void> {
     this.#quiet = true;
     try {
-      for (const { name, uuid, minor, readAhead, readAheadMinimum } of saved)
-        await this.create(name, { uuid, minor, readAhead, readAheadMinimum });
-      const isLate = (device: SavedDevice) => this.#writtenBy(device).length > 0;
-      const ordered = inLoadOrder(saved, this.major, isLate);
-      for (const device of ordered) await this.#restore(device);
-      // Upper ones first, and none before all are loaded: what is above reads from what is below.
-      for (const { name, suspended } of ordered.reverse())
-        if (suspended) await this.device({ name }).suspend({ noflush: true, nolockfs: true });
-      for (const { name, deferredRemove } of saved)
-        if (deferredRemove && this.#index.named(name)) await this.remove({ name }, { deferred: true });
+      await restore(saved, this, this.#index, this.#source);
     } finally {
       this.#quiet = false;
     }
@@ -329,52 +320,6 @@ export class Mapper implements Control {
       }
     }
     if (failures.length > 0) throw failures[0];
-  }
-
-  async #restore(saved: SavedDevice): Promise<void> {
-    const device = this.device({ name: saved.name });
-    device.eventNumber = saved.eventNumber;
-    device.note = saved.note;
-    const volatile = this.#volatileNote(saved.table ?? []);
-    if (volatile !== undefined) device.note = volatile;
-    else if (saved.table)
-      try {
-        this.#checkSeen(saved);
-        await device.load(saved.table, { readOnly: saved.readOnly });
-        await device.resume();
-      } catch (error) {
-        await device.clear();
-        device.lostTable = saved.table;
-        device.lostReadOnly = saved.readOnly;
-        device.note = `table not loaded after a restart: ${(error as Error).message}`;
-      }
-    device.geometry = saved.geometry;
-  }
-
-  /** What the targets of a saved device write to by themselves. */
-  #writtenBy({ table = [] }: SavedDevice): string[] {
-    return table.flatMap(({ type, args }) => this.#source.types.get(type)?.writesTo?.(splitWords(args)) ?? []);
-  }
-
-  /** Throws if what the device writes to by itself is below another one that could not be loaded: that would miss it. */
-  #checkSeen(saved: SavedDevice): void {
-    for (const word of this.#writtenBy(saved))
-      for (const { lostTable, storedName } of this.#index.sorted()) {
-        if (storedName === saved.name || !lostTable?.some(({ args }) => splitWords(args).includes(word))) continue;
-        throw new DmError(
-          'RESTORE_UNSEEN',
-          'EBUSY',
-          `it would write to ${word}, and ${storedName}, which has to see that, could not be loaded`,
-          { hint: `see why: dmkit ls; then remove ${storedName}, or restart: dmkit down; dmkit up` },
-        );
-      }
-  }
-
-  #volatileNote(table: readonly TargetSpec[]): string | undefined {
-    for (const { type, args } of table) {
-      const note = this.#source.types.get(type)?.volatile?.(splitWords(args));
-      if (note !== undefined) return note;
-    }
   }
 
   /** The other half of `create`: what has no table then is removed again, unless another table has it by now. */

@@ -348,8 +348,8 @@ const guards = [
   },
   {
     guard: 'and does not begin when one cannot be loaded',
-    file: 'src/mapper/mapper.ts',
-    find: '        this.#checkSeen(saved);\n',
+    file: 'src/mapper/restore.ts',
+    find: '      checkSeen(saved, index, types);\n',
     replace: '',
     suite: restarts,
   },
