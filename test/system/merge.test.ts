@@ -187,7 +187,7 @@ describe('a merge in the daemon', () => {
     const mapper = await DeviceMapper.connect({ run: world.run, state: world.state });
     for (const [name, more] of [
       ['dev', ''],
-      ['disk', '\n      or let those who have it open see that: dmkit merge dev --force'],
+      ['disk', '\n      or, if nobody has cached or mounted anything of it: dmkit merge dev --force'],
     ]) {
       const disk = await mapper.device(name);
       const { status, stderr } = await world.dmkit('merge', 'dev');

@@ -64,7 +64,7 @@ export async function checkMerge(
       'EBUSY',
       `Cannot merge ${name}: its origin device ${shown} is open, and its contents are to change`,
       {
-        hint: `${(await users(shown)) ?? 'close what has it open first'}\nor let those who have it open see that: dmkit merge ${name} --force`,
+        hint: `${(await users(shown)) ?? 'close what has it open first'}\nor, if nobody has cached or mounted anything of it: dmkit merge ${name} --force`,
       },
     );
   const exceptions = exceptionsBy(status, chunkSize);

@@ -244,7 +244,7 @@ describe('a merge', () => {
     await expect(forks.merge('dev')).rejects.toMatchObject({
       code: 'DEVICE_OPEN',
       errno: 'EBUSY',
-      hint: 'the users of disk\nor let those who have it open see that: dmkit merge dev --force',
+      hint: 'the users of disk\nor, if nobody has cached or mounted anything of it: dmkit merge dev --force',
     });
     expect(await names()).toEqual(['dev', 'disk']);
     await forks.merge('dev', { force: true });
