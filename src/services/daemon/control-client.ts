@@ -4,6 +4,10 @@ import { bodyOf, CALLS, type CallName } from './calls.ts';
 import type { DaemonControl } from './daemon-control.ts';
 import { fromWire } from './wire-error.ts';
 
+/** How often a connection is tried for which the daemon has no room, and the time between. */
+const BUSY_TRIES = 250;
+const BUSY_MS = 20;
+
 /**
  * Every call of the daemon that listens on `socketPath`, each over a connection of its own. Rejects with the daemon's
  * DmError; with DAEMON_DOWN when nobody listens; with DAEMON_LOST when it went away before it answered.
@@ -20,7 +24,13 @@ export function controlClient(socketPath: string): DaemonControl {
   return Object.fromEntries(methods) as unknown as DaemonControl;
 }
 
-function post(socketPath: string, call: CallName, body: unknown, signal?: AbortSignal): Promise<unknown> {
+function post(
+  socketPath: string,
+  call: CallName,
+  body: unknown,
+  signal?: AbortSignal,
+  tries = BUSY_TRIES,
+): Promise<unknown> {
   const bytes = Buffer.from(JSON.stringify(body));
   return new Promise((resolve, reject) => {
     const request = httpRequest(
@@ -51,7 +61,12 @@ function post(socketPath: string, call: CallName, body: unknown, signal?: AbortS
         });
       },
     );
-    request.on('error', (error) => reject(connectionError(error, socketPath, call)));
+    request.on('error', (error: NodeJS.ErrnoException) => {
+      // Many connect at once: it lives, and nothing was sent.
+      if (error.syscall === 'connect' && error.code === 'EAGAIN' && tries > 1)
+        setTimeout(() => post(socketPath, call, body, signal, tries - 1).then(resolve, reject), BUSY_MS);
+      else reject(connectionError(error, socketPath, call));
+    });
     request.end(bytes);
   });
 }
