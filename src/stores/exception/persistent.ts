@@ -26,23 +26,18 @@ import {
   areaChunk,
   chunksFor,
   diskException,
-  eachException,
   headerOf,
   isMetadata,
   type Layout,
   layoutOf,
-  MAX_CHUNK,
   nextData,
   setException,
 } from '../../formats/exception-store.ts';
 import { ChunkMap } from '../../lib/chunk-map.ts';
 import { type Bytes, bytes, SECTOR, type Sector, sector, toSectors } from '../../units.ts';
-import { CUT_SHORT, readHeader } from './header.ts';
+import { readHeader } from './header.ts';
+import { readList } from './list.ts';
 import type { Commit, ExceptionStore, Run, Usage } from './store.ts';
-
-/** Areas read at once when a store is opened, bounded in bytes too. */
-const READ_AHEAD = 12;
-const READ_AHEAD_BYTES = 4 * 1024 * 1024;
 
 /** Committed entries at the front of the queue that are not worth moving the rest for. */
 const QUEUE_SPENT_MAX = 4096;
@@ -336,65 +331,12 @@ export class PersistentStore implements ExceptionStore {
     await this.#cow.flush();
   }
 
-  async #load(): Promise<void> {
-    const { chunkBytes, entries } = this.layout;
-    const ahead = Math.max(1, Math.min(READ_AHEAD, Math.floor(READ_AHEAD_BYTES / chunkBytes)));
-    const buffers = Array.from({ length: ahead }, () => new Uint8Array(chunkBytes));
-    const reads: Maybe[] = [];
-    const read = (index: number) => {
-      const at = this.#areaAt(index);
-      if (at + chunkBytes > this.#cow.size) return;
-      try {
-        const wait = this.#cow.read(at, buffers[index % ahead], 0, chunkBytes);
-        // Its turn may never come: then nobody minds that it failed.
-        wait?.catch(() => {});
-        reads[index % ahead] = wait;
-      } catch (error) {
-        reads[index % ahead] = Promise.reject(error);
-        reads[index % ahead]?.catch(() => {});
-      }
-    };
-    try {
-      for (let index = 0; index < ahead; index++) read(index);
-      for (let index = 0; ; index++) {
-        if (this.#areaAt(index) + chunkBytes > this.#cow.size)
-          throw new FormatError(
-            'COW_TRUNCATED',
-            'EIO',
-            `Cannot read area ${index} of the exception store on ${this.#cow.name}: it lies beyond the device's ${this.#cow.size} bytes`,
-            { hint: CUT_SHORT },
-          );
-        const wait = reads[index % ahead];
-        if (wait) await wait;
-        const area = buffers[index % ahead];
-        const count = eachException(new DataView(area.buffer), (oldChunk, newChunk) =>
-          this.#adopt(index, oldChunk, newChunk),
-        );
-        if (count < entries) return this.#takeLast(index, area, count);
-        read(index + ahead);
-      }
-    } finally {
-      // The buffers are the device's until then, and the device may be closed when this has thrown.
-      await Promise.allSettled(reads);
-    }
-  }
-
   /** Takes over what is on disk; of two entries for one old chunk the first counts, as in the kernel. */
-  #adopt(index: number, oldChunk: number, newChunk: number): void {
-    if (newChunk > MAX_CHUNK || oldChunk > MAX_CHUNK)
-      throw new FormatError(
-        'COW_ENTRY',
-        'EINVAL',
-        `Cannot read area ${index} of the exception store on ${this.#cow.name}: the exception ${oldChunk} -> ${newChunk} is beyond any device`,
-        {
-          hint: 'the store is corrupt; `dmkit inspect` says what can be read of it',
-        },
-      );
-    this.#completed.add(oldChunk, newChunk);
-    if (this.#nextFree <= newChunk) this.#nextFree = newChunk + 1;
-  }
-
-  #takeLast(index: number, area: Uint8Array, count: number): void {
+  async #load(): Promise<void> {
+    const { index, area, count } = await readList(this.#cow, this.layout, (oldChunk, newChunk) => {
+      this.#completed.add(oldChunk, newChunk);
+      if (this.#nextFree <= newChunk) this.#nextFree = newChunk + 1;
+    });
     const end = count * diskException.size;
     this.#areaIndex = index;
     this.#committed = count;
