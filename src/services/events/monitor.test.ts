@@ -6,7 +6,8 @@ import { FakeClock } from '../../testing/fake-clock.ts';
 import { FakeDisks } from '../../testing/fake-disks.ts';
 import { bytes, SECTOR, sector } from '../../units.ts';
 import { EventLog } from './event-log.ts';
-import { type Fill, fillOf, Monitor, percentOf } from './monitor.ts';
+import { type Fill, fillOf, percentOf } from './fill.ts';
+import { Monitor } from './monitor.ts';
 
 let disks: FakeDisks;
 let mapper: Mapper;

@@ -8,9 +8,9 @@ import type { Clock } from '../../lib/clock.ts';
 import type { MappedDevice } from '../../mapper/mapped-device.ts';
 import type { ChangeKind, Mapper } from '../../mapper/mapper.ts';
 import type { Target } from '../../targets/target.ts';
-import { SECTOR } from '../../units.ts';
 import type { EventBatch, EventControl } from './event.ts';
 import type { EventLog } from './event-log.ts';
+import { type Fill, fillOf, percentOf } from './fill.ts';
 
 /** Between two looks. */
 const EVERY_MS = 1000;
@@ -25,13 +25,6 @@ const EVENT_OF: Readonly<Record<string, 'invalid' | 'overflow' | 'merge-failed'>
   Overflow: 'overflow',
   'Merge failed': 'merge-failed',
 };
-
-/** Of a COW store, in bytes. */
-export interface Fill {
-  readonly allocated: number;
-  readonly metadata: number;
-  readonly total: number;
-}
 
 export interface MonitorOptions {
   mapper: Mapper;
@@ -209,20 +202,6 @@ export class Monitor implements EventControl {
     const event = EVENT_OF[text];
     if (event) this.#log.emit(device, { event, cow });
   }
-}
-
-/** Out of a status line; undefined where it has no numbers. */
-export function fillOf(text: string): Fill | undefined {
-  const numbers = /^(\d+)\/(\d+) (\d+)$/.exec(text);
-  if (!numbers) return undefined;
-  const [allocated, total, metadata] = numbers.slice(1).map((sectors) => Number(sectors) * SECTOR);
-  return { allocated, total, metadata };
-}
-
-/** How full a store is, as LVM counts it. */
-export function percentOf({ allocated, total, metadata }: Fill): number {
-  if (allocated === metadata) return 0;
-  return Math.min(100, (100 * allocated) / total);
 }
 
 const stepOf = (percent: number) => Math.floor(percent / STEP) * STEP;

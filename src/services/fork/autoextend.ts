@@ -9,7 +9,7 @@ import { DmError, type Errno, ioError } from '../../errors.ts';
 import type { MappedDevice } from '../../mapper/mapped-device.ts';
 import { type Bytes, bytes, SECTOR } from '../../units.ts';
 import type { Emit } from '../events/event.ts';
-import { type Fill, percentOf } from '../events/monitor.ts';
+import { type Fill, percentOf } from '../events/fill.ts';
 import { cowSizeFor } from './cow-file.ts';
 import type { Autoextend } from './fork-control.ts';
 import type { Images } from './images.ts';

@@ -4,6 +4,7 @@ import { areaChunk, diskException, layoutOf } from '../../formats/exception-stor
 import type { TargetSpec } from '../../mapper/control.ts';
 import { deviceWord } from '../../targets/arguments.ts';
 import { type Bytes, bytes, SECTOR, type Sector } from '../../units.ts';
+import { fillOf } from '../events/fill.ts';
 
 /** The table under which `cow` is merged into `image`. `size` of the device, `chunkSize` of the store, in bytes. */
 export const mergeTable = (image: string, cow: string, size: number, chunkSize: number): TargetSpec => ({
@@ -15,8 +16,8 @@ export const mergeTable = (image: string, cow: string, size: number, chunkSize: 
 
 /** Exceptions by a status line with numbers; undefined for one that is a word. */
 export function exceptionsBy(status: string, chunkSize: number): number | undefined {
-  const numbers = /^(\d+)\/\d+ (\d+)$/.exec(status);
-  return numbers ? Math.round(((Number(numbers[1]) - Number(numbers[2])) * SECTOR) / chunkSize) : undefined;
+  const fill = fillOf(status);
+  return fill && Math.round((fill.allocated - fill.metadata) / chunkSize);
 }
 
 /** Exceptions in the list of a store on `cow`, which may change meanwhile. One read for each full area, one for the last. */

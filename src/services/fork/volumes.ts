@@ -1,6 +1,6 @@
 import type { DeviceInfo } from '../../mapper/control.ts';
 import { splitWords } from '../../targets/arguments.ts';
-import { SECTOR } from '../../units.ts';
+import { fillOf } from '../events/fill.ts';
 import type { MergeProgress, Volume } from './fork-control.ts';
 import type { Images } from './images.ts';
 
@@ -29,10 +29,10 @@ export async function volumeOf(
     if (record) Object.assign(volume, { origin: record.image, cow: record.cow });
   } else if (table.type === 'snapshot' || table.type === 'snapshot-merge') {
     [volume.origin, volume.cow] = splitWords(table.text);
-    const usage = /^(\d+)\/(\d+) (\d+)$/.exec(status.text);
-    if (usage) {
-      volume.used = (Number(usage[1]) - Number(usage[3])) * SECTOR;
-      volume.cowSize = Number(usage[2]) * SECTOR;
+    const fill = fillOf(status.text);
+    if (fill) {
+      volume.used = fill.allocated - fill.metadata;
+      volume.cowSize = fill.total;
     } else volume.state = status.text;
     const grows = images.recordOf(info, 'fork')?.autoextend;
     if (grows) volume.autoextend = { threshold: grows.threshold, percent: grows.percent, limit: grows.limit };
