@@ -24,6 +24,10 @@ export async function checkMerge(
   users: (name: string) => Promise<string | undefined>,
 ): Promise<Mergeable> {
   const { mapper } = images;
+  if (!mapper.names().includes(name))
+    throw new DmError('NO_DEVICE', 'ENXIO', `Cannot find the mapped device ${JSON.stringify(name)}`, {
+      hint: 'look at: dmkit ls; of a merge that ended before the daemon was last started, only dmkit.log in the state directory tells',
+    });
   const fork = mapper.device({ name });
   const { origin: image, cow, store, chunkSize } = await images.snapshot(name);
   if (store.startsWith('N'))

@@ -177,7 +177,7 @@ describe('a merge', () => {
     await forks.fork(image, 'dev');
     await write('dev', 0, 'kept');
     await forks.drop('dev', { keepCow: true });
-    await expect(forks.merge('dev')).rejects.toMatchObject({ code: 'NO_DEVICE' });
+    await expect(forks.merge('dev')).rejects.toMatchObject({ code: 'NO_DEVICE', hint: /dmkit\.log/ });
     expect(await forks.mergeProgress('dev')).toMatchObject({ state: 'done' });
     await forks.fork(image, 'other');
     await write('other', 0, 'last');
