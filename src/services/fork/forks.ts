@@ -37,8 +37,9 @@ import type {
 } from './fork-control.ts';
 import { imageFormat, notRaw } from './image.ts';
 import { Images } from './images.ts';
+import { originTable } from './merge-devices.ts';
 import { Merges, type MergesOptions } from './merges.ts';
-import { checkName, originNames } from './names.ts';
+import { checkName } from './names.ts';
 import type { ForkRecord, ForksState } from './records.ts';
 import { volumeOf } from './volumes.ts';
 
@@ -359,25 +360,20 @@ export class Forks implements ForkControl {
   async #origin(image: string, size: Bytes, path: string): Promise<{ name: string; made: boolean }> {
     const known = (await this.#images.originsOf(image))[0];
     if (known) return { name: known.name, made: false };
-    const names = new Set((await this.#mapper.list()).map((info) => info.name));
-    const name = originNames(path).find((candidate) => !names.has(candidate))!;
-    const uuid = `dmkit-origin-${randomUUID()}`;
-    const record: ForkRecord = { uuid, role: 'origin', image };
-    this.#images.records.push(record);
+    const device = await this.#images.makeOriginDevice(image, path);
+    const ref = { name: device.storedName };
     try {
-      await this.#mapper.create(name, { uuid });
-      const table = { start: 0, length: size / SECTOR, type: 'snapshot-origin', args: deviceWord({ name: image }) };
-      await this.#mapper.load({ name }, [table]);
+      const table = originTable(image, size);
+      await this.#mapper.load(ref, [table]);
       // An image that cannot be written was opened to be read, and says so.
-      const below = this.#mapper.device({ name }).inactiveTable?.devices[0].device;
-      if (below?.readOnly) await this.#mapper.load({ name }, [table], { readOnly: true });
-      await this.#mapper.resume({ name });
+      const below = device.inactiveTable?.devices[0].device;
+      if (below?.readOnly) await this.#mapper.load(ref, [table], { readOnly: true });
+      await this.#mapper.resume(ref);
     } catch (error) {
-      this.#images.remove(record);
-      await this.#mapper.remove({ name }).catch(() => {});
+      await this.#images.unmakeOriginDevice(device);
       throw error;
     }
-    return { name, made: true };
+    return { ...ref, made: true };
   }
 
   /** A fork that is removed as a device leaves its COW file. */

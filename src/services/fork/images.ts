@@ -1,5 +1,4 @@
 /** What the devices of one image have in common: the records, the origin device, who is suspended for a moment. */
-
 import { randomUUID } from 'node:crypto';
 import { DmError } from '../../errors.ts';
 import type { DeviceInfo, TargetSpec } from '../../mapper/control.ts';
@@ -179,10 +178,10 @@ export class Images {
     return targets.some((target) => target.type === type && splitWords(target.text)[0] === image);
   }
 
-  /** An origin device without a table, where there was one. */
-  async makeOriginDevice(image: string): Promise<MappedDevice> {
+  /** An origin device without a table, named after `path`. */
+  async makeOriginDevice(image: string, path = image): Promise<MappedDevice> {
     const names = new Set(this.mapper.names());
-    const name = originNames(image).find((candidate) => !names.has(candidate))!;
+    const name = originNames(path).find((candidate) => !names.has(candidate))!;
     const uuid = `dmkit-origin-${randomUUID()}`;
     const record: ForkRecord = { uuid, role: 'origin', image };
     this.records.push(record);
@@ -193,6 +192,12 @@ export class Images {
       throw error;
     }
     return this.mapper.device({ name });
+  }
+
+  /** Takes that back, whatever was in the way of its table. Never rejects. */
+  async unmakeOriginDevice({ storedName: name, uuid }: MappedDevice): Promise<void> {
+    this.records = this.records.filter((record) => record.uuid !== uuid);
+    await this.mapper.remove({ name }).catch(() => {});
   }
 
   /** While `work` runs, the device is saved as if it were not suspended. */

@@ -257,7 +257,7 @@ export class Merges {
     try {
       await work;
     } catch (error) {
-      if (!known) await mapper.remove(ref);
+      if (!known) await this.#images.unmakeOriginDevice(origin);
       throw error;
     }
     entry.origin = origin;
