@@ -23,7 +23,7 @@ export const snapshotMerge: TargetType = {
   name: TYPE,
   version: [1, 5, 0],
   writesTo: ([origin]) => origin,
-  create: (line) => create(line),
+  create,
 };
 
 async function create(line: TableLine): Promise<Target> {
