@@ -13,9 +13,11 @@ export type {
   TargetVersion,
 } from '../mapper/control.ts';
 export type { Attachment } from '../services/attach/attach-control.ts';
+export { isDaemonGone } from '../services/daemon/control-client.ts';
 export type { DaemonControl, DaemonStatus } from '../services/daemon/daemon-control.ts';
 export { controlSocket, type Directories, directories, nbdSocket, nbdUri } from '../services/daemon/directories.ts';
-export { hasState, READY_FD, runningDaemon, savedSnapshots, startDaemon } from '../services/daemon/start.ts';
+export { hasState, savedSnapshots } from '../services/daemon/saved-state.ts';
+export { READY_FD, runningDaemon, startDaemon } from '../services/daemon/start.ts';
 export {
   type CowEventBody,
   type DeviceEvent,

@@ -2,6 +2,7 @@ import {
   type DaemonControl,
   DmError,
   directories,
+  isDaemonGone,
   type MergeProgress,
   mergeFiles,
   runningDaemon,
@@ -85,11 +86,7 @@ async function followed(
     return signal?.aborted ? undefined : await daemon.mergeProgress(name, { since: version }, signal);
   } catch (error) {
     if (signal?.aborted) return undefined;
-    if (
-      !(error instanceof DmError) ||
-      !['DAEMON_LOST', 'DAEMON_DOWN', 'DAEMON_STOPS', 'INTERRUPTED'].includes(error.code)
-    )
-      throw error;
+    if (!isDaemonGone(error)) throw error;
     throw new DmError('DAEMON_LOST', 'EIO', `The daemon has stopped in the middle of the merge of ${name}`, {
       hint: `nothing is lost, and the merge goes on when it starts again: dmkit merge ${name}`,
       cause: error,

@@ -1,13 +1,11 @@
 import { basename } from 'node:path';
 import { setTimeout as pause } from 'node:timers/promises';
-import { DmError, type WatchEvent, watchEvents } from '../../api/index.ts';
+import { isDaemonGone, type WatchEvent, watchEvents } from '../../api/index.ts';
 import { define } from './command.ts';
 import { printSize } from './sizes.ts';
 
 /** Between two looks whether the daemon is back. */
 const RETRY_MS = 250;
-/** What a call fails with when the daemon ends, and until it is back. */
-const GONE = new Set(['DAEMON_DOWN', 'DAEMON_LOST', 'DAEMON_STOPS', 'INTERRUPTED']);
 
 type Told = WatchEvent | { time: string; event: 'end' };
 
@@ -40,7 +38,7 @@ and go. With NAMEs only those devices, through renames. Outlives a restart of th
           show(told);
         }
       } catch (error) {
-        if (!(error instanceof DmError) || !GONE.has(error.code)) throw error;
+        if (!isDaemonGone(error)) throw error;
         if (isThere) show({ time: new Date().toISOString(), event: 'end' });
         isThere = false;
         await pause(RETRY_MS, undefined, { signal }).catch(() => {});

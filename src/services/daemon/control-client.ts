@@ -8,6 +8,11 @@ import { fromWire } from './wire-error.ts';
 const BUSY_TRIES = 250;
 const BUSY_MS = 20;
 
+/** What calls reject with when there is no daemon, or it goes away; those that wait for something are interrupted then. */
+const GONE = new Set(['DAEMON_DOWN', 'DAEMON_LOST', 'DAEMON_STOPS', 'INTERRUPTED']);
+
+export const isDaemonGone = (error: unknown): error is DmError => error instanceof DmError && GONE.has(error.code);
+
 /**
  * Every call of the daemon that listens on `socketPath`, each over a connection of its own. Rejects with the daemon's
  * DmError; with DAEMON_DOWN when nobody listens; with DAEMON_LOST when it went away before it answered.

@@ -1,15 +1,12 @@
 /** From a command to a daemon that answers: the one that runs, or one that is started now. */
 import { spawn } from 'node:child_process';
-import { closeSync, openSync, readFileSync, watch } from 'node:fs';
-import { readFile, realpath } from 'node:fs/promises';
-import { join, resolve } from 'node:path';
+import { closeSync, openSync, watch } from 'node:fs';
+import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { DmError } from '../../errors.ts';
-import { splitWords } from '../../targets/arguments.ts';
-import { controlClient } from './control-client.ts';
+import { controlClient, isDaemonGone } from './control-client.ts';
 import type { DaemonControl } from './daemon-control.ts';
 import { controlSocket, type Directories, ensurePrivateDirectory } from './directories.ts';
-import type { State } from './state.ts';
 import { fromWire } from './wire-error.ts';
 
 const PROGRAM = fileURLToPath(new URL('../../../bin/dmkit', import.meta.url));
@@ -26,8 +23,7 @@ export async function runningDaemon({ run }: Directories): Promise<DaemonControl
     return client;
   } catch (error) {
     // One that was killed may have accepted the connection: nothing is lost with this call.
-    const gone = ['DAEMON_DOWN', 'DAEMON_STOPS', 'DAEMON_LOST'];
-    if (error instanceof DmError && gone.includes(error.code)) return undefined;
+    if (isDaemonGone(error)) return undefined;
     throw error;
   }
 }
@@ -48,45 +44,6 @@ export async function startDaemon(directories: Directories, args: readonly strin
     if (fault.code !== 'DAEMON_RUNS' || Date.now() > deadline) throw fault;
     await changed(directories.run);
   }
-}
-
-/** Whether a daemon would have devices to bring back. True too when its state cannot be read: it will say why. */
-export function hasState({ state }: Directories): boolean {
-  try {
-    const { state: saved } = JSON.parse(readFileSync(join(state, 'state.json'), 'utf8'));
-    return !Array.isArray(saved.devices) || saved.devices.length > 0;
-  } catch (error) {
-    return (error as NodeJS.ErrnoException).code !== 'ENOENT';
-  }
-}
-
-/**
- * Names of the snapshots of `image` that the daemon has, or would bring back: `own` is the one over `cow`, or is being
- * merged from it. Paths may be relative to `directory`.
- */
-export async function savedSnapshots(
-  { state }: Directories,
-  { image, cow, directory }: { image: string; cow: string; directory: string },
-): Promise<{ own?: string; others: string[] }> {
-  const found: { own?: string; others: string[] } = { others: [] };
-  let saved: Partial<State>;
-  try {
-    ({ state: saved } = JSON.parse(await readFile(join(state, 'state.json'), 'utf8')));
-  } catch {
-    // Nothing that a daemon could bring back.
-    return found;
-  }
-  const canonical = (path: string) => realpath(resolve(directory, path)).catch(() => path);
-  const [imageName, cowName] = await Promise.all([canonical(image), canonical(cow)]);
-  for (const { name, table = [] } of saved.devices ?? [])
-    for (const { type, args } of table) {
-      const words = splitWords(args);
-      if (!['snapshot', 'snapshot-merge'].includes(type) || words[0] !== imageName) continue;
-      if (words[1] === cowName) found.own = type === 'snapshot' ? name : found.own;
-      else if (!words[2]?.startsWith('N')) found.others.push(name);
-    }
-  found.own ??= saved.forks?.find(({ merging }) => merging?.cow === cowName)?.merging?.name;
-  return found;
 }
 
 /** Undefined when the daemon is ready. */
