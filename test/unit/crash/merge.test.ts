@@ -1,22 +1,5 @@
-/**
- * The promises on what a write means, at every power cut of seeded runs. A few seeds of each kind; `npm run crash` takes
- * thousands, and says how to see again what went wrong.
- */
-import { describe, expect, test } from 'vitest';
-import { KINDS } from './kinds.ts';
-import { runSeed } from './run.ts';
+/** Beside crash.test.ts, so that the two run side by side. */
+import { describe } from 'vitest';
+import { fewSeeds } from './few-seeds.ts';
 
-/** Seeds of each kind. */
-const SEEDS = Number(process.env.CRASH_SEEDS ?? 40);
-
-describe('75. at every power cut while a merge is about', () => {
-  test.each(Object.keys(KINDS).filter((kind) => kind.startsWith('merge')))(
-    '%s',
-    async (kind) => {
-      let cuts = 0;
-      for (let seed = 1; seed <= SEEDS; seed++) cuts += await runSeed(kind, seed);
-      expect(cuts).toBeGreaterThan(SEEDS * 10);
-    },
-    600_000,
-  );
-});
+describe('75. at every power cut while a merge is about', () => fewSeeds((kind) => kind.startsWith('merge')));

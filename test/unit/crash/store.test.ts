@@ -5,7 +5,7 @@ import { headerOf, layoutOf, setException } from '../../../src/formats/exception
 import { prng } from '../../../src/lib/prng.ts';
 import { PersistentStore } from '../../../src/stores/exception/persistent.ts';
 import { bytes, SECTOR, sector } from '../../../src/units.ts';
-import { staleDisk } from './stack.ts';
+import { staleDisk } from './stamps.ts';
 
 const attempt = async (run: () => Promise<void>) => {
   try {
