@@ -2,14 +2,14 @@
  * How fast is a snapshot, and its origin, over NBD beside a qcow2 overlay of qemu-nbd and the cow filter of nbdkit?
  * Same image, same client, same run, one after the other; each figure is the median of several runs.
  */
-import { closeSync, mkdirSync, mkdtempSync, openSync, rmSync, writeSync } from 'node:fs';
+import { mkdirSync, mkdtempSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
-import { prng } from '../src/lib/prng.ts';
 import { CHUNK, type Contestant, type Side } from './contestants/contestant.ts';
 import { dmkit } from './contestants/dmkit.ts';
 import { nbdkit } from './contestants/nbdkit.ts';
 import { qemuNbd } from './contestants/qemu-nbd.ts';
 import { type Figure, fillHalf, measure, type Workload } from './fio.ts';
+import { makeImage } from './image.ts';
 
 export const workloads: Workload[] = [
   { title: '4 KiB random read, QD 32', pattern: 'randread', blockSize: 4096, queueDepth: 32 },
@@ -92,19 +92,6 @@ async function measureOne(
   } finally {
     rmSync(folder, { recursive: true, force: true });
   }
-}
-
-/** No zeroes and no holes, which a server could take for less than they are. */
-function makeImage(path: string, size: number): void {
-  const random = prng(1);
-  const block = Buffer.alloc(1 << 20);
-  for (let at = 0; at < block.length; at += 4) block.writeUInt32LE(random.below(2 ** 32), at);
-  const file = openSync(path, 'w');
-  for (let at = 0; at < size; at += block.length) {
-    block.writeUInt32LE(at / block.length, 0);
-    writeSync(file, block, 0, Math.min(block.length, size - at), at);
-  }
-  closeSync(file);
 }
 
 function median(figures: Figure[]): Figure {

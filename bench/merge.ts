@@ -18,10 +18,10 @@ import {
 import { join } from 'node:path';
 import { setTimeout as pause } from 'node:timers/promises';
 import { areaChunk, layoutOf } from '../src/formats/exception-store.ts';
-import { prng } from '../src/lib/prng.ts';
 import { SECTOR, sector } from '../src/units.ts';
 import { serving, start } from './contestants/contestant.ts';
 import { fill, measure, readThrough } from './fio.ts';
+import { makeImage } from './image.ts';
 
 const SIDE = join(import.meta.dirname, 'merge-side.js');
 /** Bytes: a write, and a cluster of the overlay. */
@@ -255,14 +255,4 @@ function timed(files: readonly string[], work: () => void): number {
 function drop(files: readonly string[]): void {
   for (const file of files)
     execute('dd', ['if=/dev/null', `of=${file}`, 'oflag=nocache', 'conv=notrunc,fdatasync', 'count=0', 'status=none']);
-}
-
-/** No zeroes and no holes: all of it is allocated. */
-function makeImage(path: string, size: number): void {
-  const random = prng(2);
-  const block = Buffer.alloc(1 << 20);
-  for (let at = 0; at < block.length; at += 4) block.writeUInt32LE(random.below(2 ** 32), at);
-  const file = openSync(path, 'w');
-  for (let at = 0; at < size; at += block.length) writeSync(file, block, 0, Math.min(block.length, size - at), at);
-  closeSync(file);
 }
