@@ -9,7 +9,7 @@ import { PROGRAM, World } from './program.ts';
 
 const MIB = 1024 * 1024;
 /** Four batches of the target. */
-const SIZE = 64 * MIB;
+const SIZE = 128 * MIB;
 
 let world: World;
 let server: ChildProcess | undefined;
@@ -177,7 +177,7 @@ describe('a merge in the daemon', () => {
     await world.ok('dmkit', 'up');
     const done = await world.ok('dmkit', 'merge', 'dev');
     expect(done).toMatch(
-      /^dev is merged into .* \(4032 chunks, 63\.0 MiB\), and .*dev\.cow is gone\nit was the last fork/,
+      /^dev is merged into .* \(8128 chunks, 63\.0 MiB\), and .*dev\.cow is gone\nit was the last fork/,
     );
     expect(image().equals(expected)).toBe(true);
   });
