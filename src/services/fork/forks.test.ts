@@ -1,6 +1,5 @@
 import { execFileSync } from 'node:child_process';
 import {
-  cpSync,
   existsSync,
   mkdirSync,
   mkdtempSync,
@@ -14,12 +13,13 @@ import {
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
+import { killedAtSave } from '../../../test/support/killed-at-save.ts';
 import { Disks } from '../../device/open.ts';
 import { Mapper } from '../../mapper/mapper.ts';
 import { bytes } from '../../units.ts';
 import { Forks } from './forks.ts';
 import { inspectFile } from './inspect.ts';
-import type { ForkRecord, ForksState } from './records.ts';
+import type { ForkRecord } from './records.ts';
 
 const MIB = 1024 * 1024;
 let directory: string;
@@ -382,7 +382,7 @@ describe('killed', () => {
    * Runs `work` until it saves for the `count`th time after `before`, and starts again from the files of that moment,
    * copied, and from what was saved: this time, or with `unsaved` the time before. False: there are not so many saves.
    */
-  async function killedAtSave(
+  async function restartFromSave(
     count: number,
     { unsaved = false, before = async () => {} }: { unsaved?: boolean; before?: () => Promise<unknown> },
     work: () => Promise<unknown>,
@@ -391,41 +391,30 @@ describe('killed', () => {
     rmSync(directory, { recursive: true });
     mkdirSync(directory);
     writeFileSync(image, Buffer.alloc(MIB, 'origin. '));
-    let saves = Number.NEGATIVE_INFINITY;
-    let last: ForksState = { devices: [], forks: [] };
-    let stopped = (_: ForksState | undefined) => {};
-    const stop = new Promise<ForksState | undefined>((resolve) => {
-      stopped = resolve;
+    const killed = await killedAtSave({
+      directory,
+      begin: (save) => begin([], save),
+      state: () => forks.state(),
+      before,
+      work,
+      count,
+      unsaved,
     });
-    begin([], async () => {
-      const now = structuredClone(await forks.state());
-      if (++saves === count) {
-        stopped(unsaved ? last : now);
-        return new Promise(() => {});
-      }
-      last = now;
-    });
-    await before();
-    saves = 0;
-    const saved = await Promise.race([stop, work().then(() => undefined)]);
-    if (saved === undefined) return false;
-
-    const copy = mkdtempSync(join(tmpdir(), 'dmkit-killed-'));
+    if (!killed) return false;
     directoriesMade.push(directory);
-    cpSync(directory, copy, { recursive: true });
-    const moved = JSON.parse(JSON.stringify(saved).replaceAll(directory, copy));
-    directory = copy;
-    image = join(copy, 'disk.img');
-    begin(moved.forks);
-    await mapper.restore(moved.devices);
-    await forks.recover(moved.devices);
+    directory = killed.directory;
+    image = join(directory, 'disk.img');
+    const { saved } = killed;
+    begin(saved.forks);
+    await mapper.restore(saved.devices);
+    await forks.recover(saved.devices);
     return true;
   }
 
   test.each([false, true])('at a save of a fork, it is there whole or not at all (unsaved: %s)', async (unsaved) => {
     const found = new Set<boolean>();
     let count = 1;
-    for (; await killedAtSave(count, { unsaved }, () => forks.fork(image, 'dev')); count++) {
+    for (; await restartFromSave(count, { unsaved }, () => forks.fork(image, 'dev')); count++) {
       const whole = (await names()).includes('dev');
       found.add(whole);
       if (whole) {
@@ -442,7 +431,7 @@ describe('killed', () => {
   test.each([false, true])('at a save of a drop, the fork is there whole or gone (unsaved: %s)', async (unsaved) => {
     const before = () => forks.fork(image, 'dev');
     let count = 1;
-    for (; await killedAtSave(count, { unsaved, before }, () => forks.drop('dev')); count++) {
+    for (; await restartFromSave(count, { unsaved, before }, () => forks.drop('dev')); count++) {
       if ((await names()).length > 0) {
         expect(await survivors()).toEqual([live('dev'), live('disk')]);
         await forks.drop('dev');
@@ -458,7 +447,7 @@ describe('killed', () => {
       await forks.drop('dev');
     };
     let count = 1;
-    for (; await killedAtSave(count, { before: () => forks.fork(image, 'first') }, work); count++)
+    for (; await restartFromSave(count, { before: () => forks.fork(image, 'first') }, work); count++)
       expect((await survivors()).filter(({ name }) => name !== 'dev')).toEqual([live('disk'), live('first')]);
     expect(count).toBeGreaterThan(6);
   });
@@ -466,7 +455,7 @@ describe('killed', () => {
   test('in the middle of a drop that keeps the COW file, the file is kept and the origin goes', async () => {
     const before = () => forks.fork(image, 'dev');
     let gone = 0;
-    for (let count = 1; await killedAtSave(count, { before }, () => forks.drop('dev', { keepCow: true })); count++) {
+    for (let count = 1; await restartFromSave(count, { before }, () => forks.drop('dev', { keepCow: true })); count++) {
       expect(existsSync(cow())).toBe(true);
       if (!(await names()).includes('dev')) {
         gone++;
@@ -484,7 +473,7 @@ describe('killed', () => {
       await forks.drop('dev', { keepCow: true });
       kept = readFileSync(cow());
     };
-    expect(await killedAtSave(1, { before }, () => forks.fork(image, 'dev'))).toBe(true);
+    expect(await restartFromSave(1, { before }, () => forks.fork(image, 'dev'))).toBe(true);
     expect(await names()).toEqual([]);
     expect(readFileSync(cow()).equals(kept!)).toBe(true);
   });

@@ -13,6 +13,7 @@ import {
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
+import { killedAtSave } from '../../../test/support/killed-at-save.ts';
 import { Obstacles } from '../../../test/support/obstacles.ts';
 import { ioError } from '../../errors.ts';
 import { Mapper } from '../../mapper/mapper.ts';
@@ -711,7 +712,7 @@ describe('killed', () => {
    * Merges until the state is saved for the `count`th time, and starts again from the files of that moment, copied, and
    * from what was saved: this time, or with `unsaved` the time before. Undefined: there are not so many saves.
    */
-  async function killedAtSave(
+  async function restartFromSave(
     count: number,
     unsaved: boolean,
     before: () => Promise<unknown>,
@@ -721,36 +722,24 @@ describe('killed', () => {
     rmSync(directory, { recursive: true });
     mkdirSync(directory);
     writeFileSync(image, ORIGIN);
-    let saves = Number.NEGATIVE_INFINITY;
-    let last: ForksState = { devices: [], forks: [] };
-    let stopped = (_: ForksState) => {};
-    const stop = new Promise<ForksState>((resolve) => {
-      stopped = resolve;
+    const killed = await killedAtSave({
+      directory,
+      begin: (save) => begin([], save),
+      state: () => forks.state(),
+      before,
+      work: () => merged(),
+      count,
+      unsaved,
     });
-    begin([], async () => {
-      const now = structuredClone(await forks.state());
-      if (++saves === count) {
-        stopped(unsaved ? last : now);
-        return new Promise(() => {});
-      }
-      last = now;
-    });
-    await before();
-    last = structuredClone(await forks.state());
-    saves = 0;
-    const saved = await Promise.race([stop, merged().then(() => undefined)]);
-    if (saved === undefined) return undefined;
-
-    const copy = mkdtempSync(join(tmpdir(), 'dmkit-killed-'));
+    if (!killed) return undefined;
     directoriesMade.push(directory);
-    cpSync(directory, copy, { recursive: true });
-    const moved = JSON.parse(JSON.stringify(saved).replaceAll(directory, copy)) as ForksState;
-    directory = copy;
-    image = join(copy, 'disk.img');
-    begin(moved.forks);
-    await mapper.restore(moved.devices);
-    await forks.recover(moved.devices);
-    return moved;
+    directory = killed.directory;
+    image = join(directory, 'disk.img');
+    const { saved } = killed;
+    begin(saved.forks);
+    await mapper.restore(saved.devices);
+    await forks.recover(saved.devices);
+    return saved;
   }
 
   test.each([
@@ -771,7 +760,7 @@ describe('killed', () => {
       const seen = new Set<string>();
       let count = 1;
       for (let saved: ForksState | undefined; ; count++) {
-        saved = await killedAtSave(count, unsaved, before);
+        saved = await restartFromSave(count, unsaved, before);
         if (!saved) break;
         const types = saved.devices.map(({ table }) => table?.[0].type).filter((type) => type !== undefined);
         // Never both over one store, never a half-merged image as a plain origin.
