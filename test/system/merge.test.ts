@@ -177,7 +177,7 @@ describe('a merge in the daemon', () => {
     await world.ok('dmkit', 'up');
     const done = await world.ok('dmkit', 'merge', 'dev');
     expect(done).toMatch(
-      /^dev is merged into .* \(8128 chunks, 63\.0 MiB\), and .*dev\.cow is gone\nit was the last fork/,
+      /^dev is merged into .* \(8128 chunks, 127\.0 MiB\), and .*dev\.cow is gone\nit was the last fork/,
     );
     expect(image().equals(expected)).toBe(true);
   });
