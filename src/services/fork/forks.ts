@@ -37,10 +37,10 @@ import type {
 } from './fork-control.ts';
 import { imageFormat, notRaw } from './image.ts';
 import { Images } from './images.ts';
-import { originTable } from './merge-devices.ts';
 import { Merges, type MergesOptions } from './merges.ts';
 import { checkName } from './names.ts';
 import type { ForkRecord, ForksState } from './records.ts';
+import { originTable } from './tables.ts';
 import { volumeOf } from './volumes.ts';
 
 /** Bytes; the kernel's default. */

@@ -3,8 +3,7 @@ import { DmError } from '../../errors.ts';
 import type { TargetSpec } from '../../mapper/control.ts';
 import type { MappedDevice } from '../../mapper/mapped-device.ts';
 import type { Mapper } from '../../mapper/mapper.ts';
-import { deviceWord, splitWords } from '../../targets/arguments.ts';
-import { SECTOR } from '../../units.ts';
+import { splitWords } from '../../targets/arguments.ts';
 import type { Images } from './images.ts';
 import { exceptionsIn } from './merge-status.ts';
 import type { MergeRecord } from './records.ts';
@@ -68,10 +67,3 @@ export function isOver(device: MappedDevice, image: string, cow?: string): boole
 
 /** Of the live table's first target. */
 export const typeOf = (device: MappedDevice | undefined) => device?.liveTable?.targets[0]?.type.name;
-
-export const originTable = (image: string, size: number): TargetSpec => ({
-  start: 0,
-  length: size / SECTOR,
-  type: 'snapshot-origin',
-  args: deviceWord({ name: image }),
-});

@@ -11,7 +11,8 @@ import type { DeviceOpener } from '../../mapper/devices.ts';
 import { Mapper } from '../../mapper/mapper.ts';
 import { inspectCow } from './cow-report.ts';
 import { imageFormat } from './image.ts';
-import { exceptionsBy, mergeTable } from './merge-status.ts';
+import { exceptionsBy } from './merge-status.ts';
+import { mergeTable } from './tables.ts';
 
 /** How far it is. */
 export interface FilesMerge {

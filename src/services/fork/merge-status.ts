@@ -1,18 +1,8 @@
 /** How far a merge is. The kernel's words tell, but for a snapshot that had overflowed: its store then has to. */
 import type { BlockDevice } from '../../device/block-device.ts';
 import { areaChunk, diskException, layoutOf } from '../../formats/exception-store.ts';
-import type { TargetSpec } from '../../mapper/control.ts';
-import { deviceWord } from '../../targets/arguments.ts';
 import { type Bytes, bytes, SECTOR, type Sector } from '../../units.ts';
 import { fillOf } from '../events/fill.ts';
-
-/** The table under which `cow` is merged into `image`. `size` of the device, `chunkSize` of the store, in bytes. */
-export const mergeTable = (image: string, cow: string, size: number, chunkSize: number): TargetSpec => ({
-  start: 0,
-  length: size / SECTOR,
-  type: 'snapshot-merge',
-  args: `${deviceWord({ name: image })} ${deviceWord({ name: cow })} P ${chunkSize / SECTOR}`,
-});
 
 /** Exceptions by a status line with numbers; undefined for one that is a word. */
 export function exceptionsBy(status: string, chunkSize: number): number | undefined {

@@ -20,9 +20,10 @@ import type { Dropped, MergeOptions, MergeProgress } from './fork-control.ts';
 import type { Images } from './images.ts';
 import { MergeBook } from './merge-book.ts';
 import { checkMerge, type Mergeable } from './merge-check.ts';
-import { deviceOf, exceptionsOn, isEmpty, isOver, lineOf, originTable, sizeOf, typeOf } from './merge-devices.ts';
-import { exceptionsBy, mergeTable } from './merge-status.ts';
+import { deviceOf, exceptionsOn, isEmpty, isOver, lineOf, sizeOf, typeOf } from './merge-devices.ts';
+import { exceptionsBy } from './merge-status.ts';
 import type { ForkRecord, MergeRecord } from './records.ts';
+import { mergeTable, originTable } from './tables.ts';
 
 const PAUSE_MIN_MS = 5;
 const PAUSE_MAX_MS = 250;
