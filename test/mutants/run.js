@@ -72,6 +72,7 @@ try {
     const failure = noticed(suite);
     if (failure === undefined) continue;
     console.log(`The suites fail with every guard in place: ${failure}`);
+    rmSync(copy, { recursive: true, force: true });
     process.exit(2);
   }
   for (const { guard, edits, suite } of chosen) {
