@@ -22,6 +22,7 @@ targetSuite(test, {
     { args: '', text: 'Invalid argument count' },
     { args: '1:0', text: 'Invalid argument count' },
     { args: '1:7 1:1', text: 'Device lookup failed: Cannot open 1:7: no such disk' },
+    { args: '1:0 1:0', text: 'Log device cannot be the same as the device' },
     { args: '1:0 1:7', text: 'Log device lookup failed: Cannot open 1:7: no such disk' },
   ],
 });

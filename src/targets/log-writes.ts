@@ -19,6 +19,7 @@ export const logWrites: TargetType = {
     if (args.length < 2) throw refuse('log-writes', 'Invalid argument count');
     const device = await openArgument(line, 'log-writes', args[0], tableMode(line));
     const log = await openArgument(line, 'log-writes', args[1], tableMode(line), 'Log device lookup failed');
+    if (log === device) throw refuse('log-writes', 'Log device cannot be the same as the device');
     return new LogWrites({ device, start, length }, log);
   },
 };

@@ -45,7 +45,7 @@ class SnapshotMerge extends SnapshotTable implements Target {
   /** Why the merge stopped. Unlike the status, nothing once it has been begun again. */
   override get note(): string | undefined {
     const fault = this.#merging?.fault;
-    return fault ? `the merge stopped: ${fault.message}` : super.note;
+    return fault ? `merging failed: ${fault.message}` : super.note;
   }
 
   read(at: Bytes, into: Uint8Array, start: number, length: number): Maybe {

@@ -113,7 +113,7 @@ describe('64. a sector of the origin that cannot be written', () => {
     await rig.write('origin', 5, originData(5, 1));
     await rig.write('origin', 50, originData(50, 1));
     expect(cow.takeLog('RF')).toEqual(['W 2+1']);
-    expect((await rig.mapper.info({ name: 'origin' })).note).toContain('the merge stopped: write of sectors 100+1');
+    expect((await rig.mapper.info({ name: 'origin' })).note).toContain('merging failed: write of sectors 100+1');
   });
 
   test('after a repair, suspend and resume finish the merge under the same status; a fresh table tells', async () => {
