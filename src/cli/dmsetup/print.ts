@@ -27,7 +27,8 @@ export function infoBlock(session: Session, info: DeviceInfo): string {
     line('Major, minor:', `${info.major}, ${info.minor}`) +
     line('Number of targets:', info.targetCount) +
     (info.uuid === '' ? '' : `UUID: ${session.shown(info.uuid, 'UUID')}\n`) +
-    (info.note ? line('Note:', info.note) : '') +
+    // Where a table is live, every byte is the real dmsetup's.
+    (info.note && !info.live ? line('Note:', info.note) : '') +
     '\n'
   );
 }
