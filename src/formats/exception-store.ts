@@ -21,7 +21,7 @@ export const MAGIC = 0x70416e53;
 /** The only one there is. */
 export const VERSION = 1;
 
-/** Written whole, zeroes to the end of the chunk; twice in a store's life: when it is created, when it is invalidated. */
+/** Written whole, zeroes to the end of the chunk: when a store is made or emptied, and when it is invalidated. */
 export const diskHeader = struct({
   magic: u32,
   valid: u32, // 0: invalidated, for good; the kernel takes any other number for valid
