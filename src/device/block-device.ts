@@ -63,8 +63,9 @@ export interface BlockDevice {
   read(at: Bytes, into: Uint8Array, start: number, length: number): Maybe;
   write(at: Bytes, from: Uint8Array, start: number, length: number): Maybe;
   /**
-   * As reading from another device and writing it here, but the bytes take a shorter way. Resolves with false when there is
-   * none, or something failed on it: the caller reads and writes then. Absent where there never is one.
+   * As reading from another device and writing it here, but the bytes take a shorter way, and are on their way to the disk
+   * before a flush is asked for. Resolves with false when there is no such way, or something failed on it: the caller reads
+   * and writes then. Absent where there never is one.
    */
   copyFrom?(source: BlockDevice, from: Bytes, at: Bytes, length: number): Promise<boolean>;
   flush(): Maybe;

@@ -157,6 +157,8 @@ export abstract class PosixDevice implements BlockDevice {
         if (count === 0) return false;
         done += count;
       }
+      // A flush of what is on its way already waits less. Where that is not to be had, it writes all.
+      await this.system.startWriteback(this.fd, at, length).catch(() => {});
       return true;
     } catch (error) {
       const code = (error as NodeJS.ErrnoException).code;

@@ -74,6 +74,11 @@ test('copies between files, up to the end of the one', async () => {
   }
 });
 
+test('begins to write a range to the disk', async () => {
+  await sys.startWriteback(fd, 512, 1024);
+  await expect(sys.startWriteback(-1, 0, 512)).rejects.toMatchObject({ code: 'EBADF' });
+});
+
 test('carries the errno of every call', async () => {
   expect(sys.seek(fd, 0, SEEK_END)).toBe(8192);
   expect(sys.seek(fd, 8192, SEEK_DATA)).toBe(-6);

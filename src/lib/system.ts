@@ -28,6 +28,7 @@ export const BLKDISCARD = 0x1277;
 export const BLKZEROOUT = 0x127f;
 
 const RWF_NOWAIT = 8;
+const SYNC_FILE_RANGE_WRITE = 2;
 const EAGAIN = 11;
 const EOPNOTSUPP = 95;
 
@@ -45,6 +46,8 @@ export interface System {
   fallocate(fd: number, mode: number, at: number, length: number): Promise<void>;
   /** Copies from one file to another inside the kernel, on a thread. Resolves with the bytes copied, 0 at the source's end. */
   copyRange(from: number, fromAt: number, to: number, at: number, length: number): Promise<number>;
+  /** Begins to write to the disk what the page cache holds of a range; on a thread. A flush still tells what became of it. */
+  startWriteback(fd: number, at: number, length: number): Promise<void>;
   /** False: someone else holds the lock. */
   lock(fd: number, operation: number): boolean;
   /** An ioctl that fills an int. */
@@ -105,6 +108,12 @@ function load(): System | null {
     'int64_t',
     ['int', 'void *', 'int', 'void *', 'size_t', 'unsigned int'],
   );
+  const syncRange = call<[number, number, number, number]>('sync_file_range', 'int', [
+    'int',
+    'int64_t',
+    'int64_t',
+    'unsigned int',
+  ]);
   const flock = call<[number, number]>('flock', 'int', ['int', 'int']);
   // Variadic in C; on these machines an integer or pointer travels in the same register either way.
   const ioctl = call<[number, number, ArrayBufferView]>('ioctl', 'int', ['int', 'unsigned long', 'void *']);
@@ -162,6 +171,9 @@ function load(): System | null {
     copyRange(from, fromAt, to, at, length) {
       const offset = (value: number) => BigInt64Array.of(BigInt(value));
       return onThread('copy_file_range', copyRange, from, offset(fromAt), to, offset(at), length, 0);
+    },
+    async startWriteback(fd, at, length) {
+      await onThread('sync_file_range', syncRange, fd, at, length, SYNC_FILE_RANGE_WRITE);
     },
     lock(fd, operation) {
       if (flock(fd, operation | LOCK_NB) === 0) return true;

@@ -219,10 +219,11 @@ export class Merging {
   /** Resolves with the first run, from the end, that could not be copied; those before it are on the origin. */
   async #copy(pieces: readonly Piece[]): Promise<Failed | undefined> {
     const failures: Failed[] = [];
-    let next = 0;
+    // The other way round, as disks read ahead.
+    let next = pieces.length;
     const work = async (buffer: Uint8Array) => {
-      while (next < pieces.length && failures.length === 0) {
-        const failed = await this.#try(pieces[next++], buffer);
+      while (next > 0) {
+        const failed = await this.#try(pieces[--next], buffer);
         if (failed) failures.push(failed);
       }
     };
@@ -272,7 +273,7 @@ export class Merging {
   /** The way that needs no buffer, for parts that are worth a thread. */
   async #copyWithin({ parts }: Piece): Promise<boolean> {
     if (parts.some(({ length }) => length < TURN)) return false;
-    for (const { from, to, length } of parts)
+    for (const { from, to, length } of parts.toReversed())
       if (!(await this.#origin.copyFrom(this.#exceptions.cow, bytes(from), bytes(to), length))) return false;
     return true;
   }
