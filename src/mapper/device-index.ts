@@ -7,17 +7,41 @@ import { DmError } from '../errors.ts';
 import type { DeviceRef } from './control.ts';
 import type { MappedDevice } from './mapped-device.ts';
 
+/** What is found by name, uuid and minor. */
+export interface Indexed {
+  readonly minor: number;
+  storedName: string;
+  uuid: string;
+  readonly unfinished: boolean;
+  readonly deleting: boolean;
+}
+
+/**
+ * Keeps names, uuids and minors unique over several mappers: each takes them here before it has them itself, and gives them
+ * back here. What is refused rejects as the mapper's own call does.
+ */
+export interface Claims {
+  /** For a device that is to be; `minor`: the one asked for. Resolves with the one it gets. */
+  add(name: string, uuid: string, minor: number | undefined): Promise<number>;
+  rename(minor: number, name: string): Promise<void>;
+  setUuid(minor: number, uuid: string): Promise<void>;
+  /** The device is being removed: its name and its uuid are free. */
+  hide(minor: number): void;
+  /** It is gone: so is its minor. */
+  free(minor: number): void;
+}
+
 /** Linux `DM_NAME_LEN` and `DM_UUID_LEN`, the name's without its end. */
 const NAME_BYTES_MAX = 127;
 const UUID_BYTES_MAX = 128;
 /** Linux `MINORBITS`. */
 export const MINORS = 2 ** 20;
 
-export class DeviceIndex {
+export class DeviceIndex<T extends Indexed = MappedDevice> {
   readonly #major: number;
-  readonly #byName = new Map<string, MappedDevice>();
-  readonly #byUuid = new Map<string, MappedDevice>();
-  readonly #byMinor = new Map<number, MappedDevice>();
+  readonly #byName = new Map<string, T>();
+  readonly #byUuid = new Map<string, T>();
+  readonly #byMinor = new Map<number, T>();
   /** No minor below is free. */
   #minorFloor = 0;
 
@@ -26,21 +50,21 @@ export class DeviceIndex {
   }
 
   /** In ascending byte order of the stored name. */
-  sorted(): MappedDevice[] {
+  sorted(): T[] {
     return this.all().filter((device) => !device.unfinished);
   }
 
   /** Also the unfinished ones. */
-  all(): MappedDevice[] {
+  all(): T[] {
     return [...this.#byName.values()].sort(byName);
   }
 
-  named(name: string): MappedDevice | undefined {
+  named(name: string): T | undefined {
     return this.#byName.get(name);
   }
 
   /** Throws ENXIO if there is no such device. */
-  get(ref: DeviceRef): MappedDevice {
+  get(ref: DeviceRef): T {
     const device = this.#find(ref);
     if (device && !device.unfinished) return device;
     throw new DmError('NO_DEVICE', 'ENXIO', `Cannot find the mapped device ${describe(ref)}`, {
@@ -76,35 +100,35 @@ export class DeviceIndex {
     if (this.#byUuid.has(uuid)) throw inUse('UUID_IN_USE', `uuid "${uuid}"`);
   }
 
-  add(device: MappedDevice): void {
+  add(device: T): void {
     this.#byName.set(device.storedName, device);
     if (device.uuid !== '') this.#byUuid.set(device.uuid, device);
     this.#byMinor.set(device.minor, device);
   }
 
-  rename(device: MappedDevice, name: string): void {
+  rename(device: T, name: string): void {
     this.#byName.delete(device.storedName);
     device.storedName = name;
     this.#byName.set(name, device);
   }
 
-  setUuid(device: MappedDevice, uuid: string): void {
+  setUuid(device: T, uuid: string): void {
     device.uuid = uuid;
     this.#byUuid.set(uuid, device);
   }
 
   /** Nobody finds the device any more; its minor stays taken. */
-  hide(device: MappedDevice): void {
+  hide(device: T): void {
     this.#byName.delete(device.storedName);
     if (device.uuid !== '') this.#byUuid.delete(device.uuid);
   }
 
-  freeMinorOf(device: MappedDevice): void {
+  freeMinorOf(device: T): void {
     this.#byMinor.delete(device.minor);
     this.#minorFloor = Math.min(this.#minorFloor, device.minor);
   }
 
-  #find(ref: DeviceRef): MappedDevice | undefined {
+  #find(ref: DeviceRef): T | undefined {
     if ('name' in ref) return this.#byName.get(ref.name);
     if ('uuid' in ref) return this.#byUuid.get(ref.uuid);
     const device = ref.major === this.#major ? this.#byMinor.get(ref.minor) : undefined;
@@ -112,7 +136,7 @@ export class DeviceIndex {
   }
 }
 
-export const byName = (a: MappedDevice, b: MappedDevice) =>
+export const byName = (a: Pick<Indexed, 'storedName'>, b: Pick<Indexed, 'storedName'>) =>
   Buffer.compare(Buffer.from(a.storedName), Buffer.from(b.storedName));
 
 function describe(ref: DeviceRef): string {

@@ -20,7 +20,7 @@ import type {
   TargetText,
   TargetVersion,
 } from './control.ts';
-import { byName, DeviceIndex, MINORS } from './device-index.ts';
+import { byName, type Claims, DeviceIndex, MINORS } from './device-index.ts';
 import { type DeviceOpener, Devices, type Lease } from './devices.ts';
 import { type DeviceSource, type InterruptibleOptions, MappedDevice } from './mapped-device.ts';
 import { badMessage, splitMessage, targetMessage } from './message.ts';
@@ -51,6 +51,8 @@ export interface MapperOptions {
   onChange?(kind: ChangeKind, device: MappedDevice): void | Promise<void>;
   /** A target of `device` has no room left on the disk `below`, in the middle of a write. True: it is larger now. */
   enlarge?(device: MappedDevice, below: BlockDevice): boolean;
+  /** Where names and numbers must be unique over several mappers. */
+  claims?: Claims;
 }
 
 /** Someone who uses a mapped device: a connection, an attached node, a program. Counts in the open count. */
@@ -66,17 +68,19 @@ export class Mapper implements Control {
   #devices: Devices;
   #index: DeviceIndex;
   #notify: NonNullable<MapperOptions['onChange']>;
+  #claims: Claims | undefined;
   /** While all devices come or go together. */
   #quiet = false;
   #source: DeviceSource;
 
   constructor(options: MapperOptions = {}) {
-    const { major = 254, opener = new Disks(), types = targetTypes, onChange = () => {}, enlarge } = options;
+    const { major = 254, opener = new Disks(), types = targetTypes, onChange = () => {}, enlarge, claims } = options;
     this.major = major;
     this.#types = types;
     this.#index = new DeviceIndex(major);
     this.#devices = new Devices(opener);
     this.#notify = onChange;
+    this.#claims = claims;
     this.#source = {
       major,
       types: new Map(types.map((type) => [type.name, type])),
@@ -111,7 +115,9 @@ export class Mapper implements Control {
 
   async create(name: string, options: CreateOptions = {}): Promise<DeviceInfo> {
     const { uuid = '' } = options;
-    const minor = this.#index.freeMinor(options.minor);
+    const minor = this.#claims
+      ? await this.#claims.add(name, uuid, options.minor)
+      : this.#index.freeMinor(options.minor);
     this.#index.checkName(name);
     this.#index.checkUuid(uuid);
     const device = new MappedDevice(this.#source, minor, name, uuid);
@@ -189,6 +195,10 @@ export class Mapper implements Control {
   async rename(ref: DeviceRef, newName: string): Promise<DeviceInfo> {
     this.#index.checkName(newName);
     const device = this.device(ref);
+    if (this.#claims) {
+      await this.#claims.rename(device.minor, newName);
+      this.#checkThere(device);
+    }
     this.#index.rename(device, newName);
     return this.#renamed(device);
   }
@@ -203,6 +213,10 @@ export class Mapper implements Control {
         'EINVAL',
         `Cannot set the uuid of ${device.storedName} to "${uuid}": it is "${device.uuid}" already, and stays so`,
       );
+    if (this.#claims) {
+      await this.#claims.setUuid(device.minor, uuid);
+      this.#checkThere(device);
+    }
     this.#index.setUuid(device, uuid);
     return this.#renamed(device);
   }
@@ -406,14 +420,21 @@ export class Mapper implements Control {
   async #remove(device: MappedDevice): Promise<void> {
     device.deleting = true;
     this.#index.hide(device);
+    this.#claims?.hide(device.minor);
     if (device.liveTable) device.event();
     else device.wake();
     try {
       await device.destroy();
     } finally {
       this.#index.freeMinorOf(device);
+      this.#claims?.free(device.minor);
       await this.#onChange('remove', device);
     }
+  }
+
+  /** Throws ENXIO if it was removed meanwhile. */
+  #checkThere(device: MappedDevice): void {
+    if (device.deleting) this.device({ major: this.major, minor: device.minor });
   }
 
   async #unused(device: MappedDevice): Promise<void> {

@@ -88,13 +88,18 @@ export class Monitor implements EventControl {
   }
 
   async events(after?: number, signal?: AbortSignal): Promise<EventBatch> {
-    this.#lastTaken = this.#clock.now();
-    this.#wake();
+    this.taken();
     try {
       return await this.#log.events(after, signal);
     } finally {
-      this.#lastTaken = this.#clock.now();
+      this.taken();
     }
+  }
+
+  /** Somebody takes events, or did until now. */
+  taken(): void {
+    this.#lastTaken = this.#clock.now();
+    this.#wake();
   }
 
   /** What the mapper calls at every change. */

@@ -378,7 +378,7 @@ export class Forks implements ForkControl {
 
   /** A fork that is removed as a device leaves its COW file. */
   #nameTaken(error: unknown, name: string): unknown {
-    if (!(error instanceof DmError) || error.errno !== 'EBUSY') return error;
+    if (!(error instanceof DmError) || error.errno !== 'EBUSY' || !this.#mapper.names().includes(name)) return error;
     const uuid = this.#mapper.device({ name }).uuid;
     if (!this.#images.records.some((record) => record.uuid === uuid && record.role === 'fork')) return error;
     return new DmError(error.code, error.errno, error.message, {

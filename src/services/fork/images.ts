@@ -180,18 +180,20 @@ export class Images {
 
   /** An origin device without a table, named after `path`. */
   async makeOriginDevice(image: string, path = image): Promise<MappedDevice> {
-    const names = new Set(this.mapper.names());
-    const name = originNames(path).find((candidate) => !names.has(candidate))!;
     const uuid = `dmkit-origin-${randomUUID()}`;
     const record: ForkRecord = { uuid, role: 'origin', image };
     this.records.push(record);
-    try {
-      await this.mapper.create(name, { uuid });
-    } catch (error) {
-      this.remove(record);
-      throw error;
+    for (const names = originNames(path); ; ) {
+      const name = names.next().value;
+      try {
+        await this.mapper.create(name, { uuid });
+        return this.mapper.device({ name });
+      } catch (error) {
+        if (error instanceof DmError && error.code === 'NAME_IN_USE') continue;
+        this.remove(record);
+        throw error;
+      }
     }
-    return this.mapper.device({ name });
   }
 
   /** Takes that back, whatever was in the way of its table. Never rejects. */

@@ -3,7 +3,7 @@ import { basename } from 'node:path';
 import { DmError } from '../../errors.ts';
 
 /** What the fork of `disk.img` calls its origin: `disk`, else `disk-origin`, `disk-origin2`, … */
-function* candidates(image: string): Generator<string> {
+export function* originNames(image: string): Generator<string, never> {
   const plain = basename(image.replace(/[?#].*$/s, '').replace(/\/+$/, ''))
     .replace(/\.[^.]*$/, '')
     .replace(/[^0-9A-Za-z#+\-.:=@_]/g, '_')
@@ -12,12 +12,6 @@ function* candidates(image: string): Generator<string> {
   yield usable;
   for (let number = 1; ; number++) yield `${usable}-origin${number === 1 ? '' : number}`;
 }
-
-export const originNames = (image: string) => ({
-  find(accept: (name: string) => boolean): string | undefined {
-    for (const name of candidates(image)) if (accept(name)) return name;
-  },
-});
 
 /** Names of forks end in file names, URIs and shell lines: only what needs no escape anywhere. */
 export function checkName(name: string): void {
