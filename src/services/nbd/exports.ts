@@ -1,5 +1,7 @@
+import type { Socket } from 'node:net';
 import type { BlockDevice, ChangedExtent, Maybe } from '../../device/block-device.ts';
 import type { Bytes } from '../../units.ts';
+import type { Session } from './handshake.ts';
 
 /** What a server offers under a name. */
 export interface ExportEntry {
@@ -27,6 +29,17 @@ export interface OpenExport {
   readonly description?: string;
   /** Present on a snapshot: what differs from the origin, offered as `dmkit:changed`. */
   changed?(at: Bytes, length: number): Maybe<ChangedExtent[]>;
+  /** Present where the device lives on another thread: the connection goes there from its first request on. */
+  serve?(stream: Socket, session: Session, rest: Buffer, log: (line: string) => void): Served;
   /** Called once, after the last operation of the connection has completed. */
   close(): Promise<void>;
+}
+
+/** A connection in the transmission phase. */
+export interface Served {
+  /** Takes no further request; ends the connection when those in flight are answered. */
+  drain(): void;
+  cut(): void;
+  /** Settles when the socket is closed and the device has completed every operation. Never rejects. */
+  readonly done: Promise<void>;
 }

@@ -2,19 +2,15 @@
 import { chmod, mkdtemp, rename, rm } from 'node:fs/promises';
 import { type AddressInfo, BlockList, connect, createServer, isIPv6, type Server, type Socket } from 'node:net';
 import { dirname, join } from 'node:path';
-import type { BlockDevice } from '../../device/block-device.ts';
-import { ByteAccess } from '../../device/byte-access.ts';
 import { DmError, fromSystem } from '../../errors.ts';
 import { NBD_PORT } from '../../formats/nbd/constants.ts';
 import { printable } from '../../formats/nbd/handshake.ts';
 import { SOCKET_PATH_MAX } from '../../formats/nbd/uri.ts';
-import type { Exports } from './exports.ts';
-import { type ListenerTls, type Negotiated, negotiate } from './handshake.ts';
+import type { Exports, Served } from './exports.ts';
+import { type ListenerTls, type Negotiated, negotiate, type Session } from './handshake.ts';
 import { LIMITS, type Limits } from './limits.ts';
-import { Memory } from './memory.ts';
-import { ReplyBuffers } from './reply-buffers.ts';
+import { Serving } from './serving.ts';
 import { checkTls, type TlsOptions } from './tls.ts';
-import { Transmission } from './transmission.ts';
 
 export interface NbdServerOptions {
   /** One line for each connection that broke the protocol or was refused, and for each failed handshake. */
@@ -26,7 +22,8 @@ export interface NbdServerOptions {
 
 interface Connection {
   readonly socket: Socket;
-  transmission: Transmission | undefined;
+  /** In the transmission phase. */
+  served: Served | undefined;
   readonly done: Promise<void>;
 }
 
@@ -35,10 +32,7 @@ export class NbdServer {
   readonly #log: (line: string) => void;
   readonly #limits: Limits;
   readonly #tls: TlsOptions | undefined;
-  readonly #buffers = new ReplyBuffers();
-  readonly #memory: Memory;
-  /** All connections to a device write through the same one. */
-  readonly #access = new WeakMap<BlockDevice, ByteAccess>();
+  readonly #serving: Serving;
   readonly #connections = new Set<Connection>();
   readonly #listeners = new Map<Server, string | undefined>();
   #accepted = 0;
@@ -49,7 +43,7 @@ export class NbdServer {
     this.#log = log;
     this.#limits = { ...LIMITS, ...limits };
     this.#tls = tls;
-    this.#memory = new Memory(this.#limits.memoryBytes, this.#limits.stallMs);
+    this.#serving = new Serving(this.#limits);
   }
 
   /** Connections at this moment. */
@@ -57,9 +51,9 @@ export class NbdServer {
     return this.#connections.size;
   }
 
-  /** Bytes that payloads and replies of all connections take at this moment. */
+  /** Bytes that payloads and replies of all connections take at this moment, but of those that are served elsewhere. */
   get heldBytes(): number {
-    return this.#memory.held;
+    return this.#serving.heldBytes;
   }
 
   /**
@@ -135,12 +129,15 @@ export class NbdServer {
     });
     this.#listeners.clear();
     const connections = [...this.#connections];
-    for (const { transmission, socket } of connections) {
-      if (transmission) transmission.drain();
+    for (const { served, socket } of connections) {
+      if (served) served.drain();
       else socket.destroy();
     }
     const cut = setTimeout(() => {
-      for (const { socket } of connections) socket.destroy();
+      for (const { served, socket } of connections) {
+        served?.cut();
+        socket.destroy();
+      }
     }, drainMs);
     await Promise.all([...closed, ...connections.map(({ done }) => done)]);
     clearTimeout(cut);
@@ -174,7 +171,7 @@ export class NbdServer {
       socket.destroy();
       return;
     }
-    const connection: Connection = { socket, transmission: undefined, done: Promise.resolve() };
+    const connection: Connection = { socket, served: undefined, done: Promise.resolve() };
     this.#connections.add(connection);
     Object.assign(connection, {
       done: this.#serve(socket, connection, tls, log)
@@ -209,17 +206,20 @@ export class NbdServer {
       return;
     }
     const { open } = session;
-    let access = this.#access.get(open.device);
-    if (!access) this.#access.set(open.device, (access = new ByteAccess(open.device, 512)));
-    const transmission = new Transmission(stream, session, access, this.#buffers, this.#memory, this.#limits, log);
-    connection.transmission = transmission;
     try {
-      transmission.start(rest);
-      if (this.#stopped) transmission.drain();
-      await transmission.done;
+      const served = open.serve?.(stream, session, rest, log) ?? this.#begin(stream, session, rest, log);
+      connection.served = served;
+      if (this.#stopped) served.drain();
+      await served.done;
     } finally {
       await open.close();
     }
+  }
+
+  #begin(stream: Socket, session: Session, rest: Buffer, log: (line: string) => void): Served {
+    const transmission = this.#serving.transmission(stream, session, log);
+    transmission.start(rest);
+    return { drain: () => transmission.drain(), cut: () => stream.destroy(), done: transmission.done };
   }
 }
 

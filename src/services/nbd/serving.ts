@@ -1,0 +1,35 @@
+/** The transmission phase of connections that share memory and buffers: those of one thread. */
+import type { Duplex } from 'node:stream';
+import type { BlockDevice } from '../../device/block-device.ts';
+import { ByteAccess } from '../../device/byte-access.ts';
+import type { Session } from './handshake.ts';
+import type { Limits } from './limits.ts';
+import { Memory } from './memory.ts';
+import { ReplyBuffers } from './reply-buffers.ts';
+import { Transmission } from './transmission.ts';
+
+export class Serving {
+  readonly #limits: Limits;
+  readonly #buffers = new ReplyBuffers();
+  readonly #memory: Memory;
+  /** All connections to a device write through the same one. */
+  readonly #access = new WeakMap<BlockDevice, ByteAccess>();
+
+  constructor(limits: Limits) {
+    this.#limits = limits;
+    this.#memory = new Memory(limits.memoryBytes, limits.stallMs);
+  }
+
+  /** Bytes that payloads and replies of all connections take at this moment. */
+  get heldBytes(): number {
+    return this.#memory.held;
+  }
+
+  /** To be started. */
+  transmission(stream: Duplex, session: Session, log: (line: string) => void): Transmission {
+    const { device } = session.open;
+    let access = this.#access.get(device);
+    if (!access) this.#access.set(device, (access = new ByteAccess(device, 512)));
+    return new Transmission(stream, session, access, this.#buffers, this.#memory, this.#limits, log);
+  }
+}
