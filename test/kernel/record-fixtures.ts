@@ -3,7 +3,7 @@
  *
  *     npm run record-fixtures -- FOLDER [--seed N]
  *
- * Writes FOLDER/SCENARIO/steps.txt and the kept images. The README in test/fixtures/kernel explains the log.
+ * Writes FOLDER/SCENARIO/steps.txt, the kept images, and FOLDER/io-counts.json. The README in test/fixtures/kernel explains them.
  */
 import { mkdirSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
@@ -11,6 +11,7 @@ import { parseArgs } from 'node:util';
 import { gzipSync } from 'node:zlib';
 import { type Prng, prng } from '../../src/lib/prng.ts';
 import { pattern } from '../unit/golden.ts';
+import { recordCounts } from './io-counts.ts';
 import { play, sharePatterns } from './play.ts';
 import { Kernel } from './vm/vm.ts';
 
@@ -153,6 +154,9 @@ try {
     for (const image of kept) writeFileSync(join(into, `${image}.gz`), gzipSync(kernel.shared(image)));
     console.log(`${into}: ${log.length} lines, ${kept.length} images`);
   }
+  const counts = join(folder, 'io-counts.json');
+  writeFileSync(counts, await recordCounts(kernel));
+  console.log(counts);
 } finally {
   await kernel.close();
 }
