@@ -1,7 +1,6 @@
 /** The kernel's part of test/support/io-counts.ts: the same writes through its `snapshot-origin`. */
 import {
   CHUNK,
-  COW,
   type Counts,
   type CountsOf,
   DEPTHS,
@@ -15,11 +14,11 @@ import type { Kernel } from './vm/vm.ts';
 
 /**
  * Each target's disk is a loop device of its own, with a volatile cache, so that flushes reach it. Its `stat` counts below
- * the target what the block layer has left after joining neighbours: reads, writes and flushes are the numbers 1, 5 and 16, and a flush without
- * data is a write too, which is why writes are counted before the flush at the end.
+ * the target what the block layer has left after joining neighbours: reads, writes and flushes are the numbers 1, 5 and
+ * 16, and a flush without data is a write too, which is why writes are counted before the flush at the end.
  *
- * `scatter` turns one write of consecutive blocks into as many writes to scattered chunks, all submitted before one is
- * waited for: the depth is how much dd writes at once.
+ * `scatter` turns a write of consecutive blocks into as many writes to scattered chunks, all submitted before one is
+ * waited for: the depth is how many blocks dd writes at once.
  */
 const WORDS = `
 set -eu
@@ -27,14 +26,16 @@ asked() {
   local disk s
   reads=0 writes=0 flushes=0
   for disk in $disks; do
-    read -ra s <"/sys/block/\${disk#/dev/}/stat"
+    read -ra s <"/sys/block/$disk/stat"
     reads=$((reads + s[0])) writes=$((writes + s[4])) flushes=$((flushes + s[15]))
   done
 }
 count() {
+  local from=$1 depth=$2 r w f
   asked
-  local r=$reads w=$writes f=$flushes
-  dd if=/dev/zero of=/dev/mapper/scatter bs=$((${WRITE_BYTES} * $1)) count=$((${WRITES} / $1)) oflag=direct conv=notrunc status=none
+  r=$reads w=$writes f=$flushes
+  dd if=/dev/zero of=/dev/mapper/scatter bs=$((${WRITE_BYTES} * depth)) count=$((${WRITES} / depth)) \
+    seek=$((${WRITE_BYTES} * from)) oflag=direct,seek_bytes conv=notrunc status=none
   asked
   r=$((reads - r)) w=$((writes - w))
   dd if=/dev/null of=/dev/mapper/origin conv=notrunc,fsync status=none
@@ -44,38 +45,37 @@ count() {
 `;
 
 export async function countThere(kernel: Kernel): Promise<CountsOf[]> {
-  const most = Math.max(...SNAPSHOTS);
-  const disks = Array.from({ length: 1 + most }, (_, i) => kernel.disk(i === 0 ? ORIGIN : COW));
+  const runs = SNAPSHOTS.flatMap((snapshots) => DEPTHS.map((depth) => ({ snapshots, depth })));
+  const writes = runs.length * WRITES;
+  const disks = Array.from({ length: 1 + SNAPSHOTS.at(-1)! }, (_, i) =>
+    kernel.disk(i === 0 ? ORIGIN : 2 * writes * CHUNK),
+  );
   const block = WRITE_BYTES / 512;
   const scatter = Array.from(
-    { length: WRITES },
+    { length: writes },
     (_, i) => `${i * block} ${block} linear /dev/mapper/origin ${placeOf(i)}`,
   );
   kernel.share('scatter', `${scatter.join('\n')}\n`);
-  const runs = SNAPSHOTS.flatMap((snapshots) => DEPTHS.map((depth) => ({ snapshots, depth })));
   const script = [
     WORDS,
+    `disks="${disks.map((_, i) => `loop${i}`).join(' ')}"`,
     ...disks.map((disk, i) => disk.attach(i)),
-    `disks="${disks.map((_, i) => `/dev/loop${i}`).join(' ')}"`,
-    ...runs.flatMap(({ snapshots, depth }) => {
-      const loops = Array.from({ length: snapshots }, (_, i) => i + 1);
-      return [
-        // Its first sector wiped, a store is made anew.
-        ...loops.flatMap((i) => [
-          `dd if=/dev/zero of=/dev/loop${i} bs=4k count=1 oflag=direct conv=notrunc status=none`,
-          `dmsetup create snap${i} --table "0 ${ORIGIN} snapshot /dev/loop0 /dev/loop${i} P ${CHUNK}"`,
-        ]),
-        `dmsetup create origin --table "0 ${ORIGIN} snapshot-origin /dev/loop0"`,
-        'dmsetup create scatter /job/scatter',
-        `count ${depth}`,
-        `count ${depth}`,
-        'dmsetup remove scatter',
-        'dmsetup remove origin',
-        ...(loops.length > 0 ? [`dmsetup remove ${loops.map((i) => `snap${i}`).join(' ')}`] : []),
-      ];
-    }),
-    ...disks.map((_, i) => `losetup -d /dev/loop${i}`),
+    `dmsetup create origin --table "0 ${ORIGIN} snapshot-origin /dev/loop0"`,
+    'dmsetup create scatter /job/scatter',
   ];
+  // Snapshots are added as the runs go on; each run has chunks that nobody has written before.
+  let taken = 0;
+  for (const [i, { snapshots, depth }] of runs.entries()) {
+    while (taken < snapshots) {
+      taken++;
+      script.push(`dmsetup create snap${taken} --table "0 ${ORIGIN} snapshot /dev/loop0 /dev/loop${taken} P ${CHUNK}"`);
+    }
+    script.push(`count ${i * WRITES} ${depth}`, `count ${i * WRITES} ${depth}`);
+  }
+  script.push(
+    `dmsetup remove scatter origin ${Array.from({ length: taken }, (_, i) => `snap${i + 1}`).join(' ')}`,
+    ...disks.map((_, i) => `losetup -d /dev/loop${i}`),
+  );
   const found = (await kernel.run(script.join('\n'))).trim().split('\n').map(countsOf);
   return runs.map((run, i) => ({ ...run, first: found[2 * i], rewrites: found[2 * i + 1] }));
 }
