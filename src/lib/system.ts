@@ -27,6 +27,8 @@ export const BLKSSZGET = 0x1268;
 export const BLKDISCARD = 0x1277;
 export const BLKZEROOUT = 0x127f;
 
+/** `fcntl`, the same number on every machine. */
+const F_DUPFD_CLOEXEC = 1030;
 const RWF_NOWAIT = 8;
 const SYNC_FILE_RANGE_WRITE = 2;
 const EAGAIN = 11;
@@ -50,6 +52,8 @@ export interface System {
   startWriteback(fd: number, at: number, length: number): Promise<void>;
   /** False: someone else holds the lock. */
   lock(fd: number, operation: number): boolean;
+  /** Another descriptor for the same open file or socket; programs that are started do not get it. */
+  duplicate(fd: number): number;
   /** An ioctl that fills an int. */
   ioctlInt(fd: number, request: number): number;
   /** An ioctl that takes a pair of u64, offset and length. Runs on a thread. */
@@ -116,6 +120,7 @@ function load(): System | null {
   ]);
   const flock = call<[number, number]>('flock', 'int', ['int', 'int']);
   // Variadic in C; on these machines an integer or pointer travels in the same register either way.
+  const fcntl = call<[number, number, number]>('fcntl', 'int', ['int', 'int', 'int']);
   const ioctl = call<[number, number, ArrayBufferView]>('ioctl', 'int', ['int', 'unsigned long', 'void *']);
 
   // One struct iovec for all reads, filled in place: base (u64), length (u64). Its own ArrayBuffer, because V8 moves
@@ -180,6 +185,11 @@ function load(): System | null {
       const errno = koffi.errno();
       if (errno === EAGAIN) return false;
       throw failure('flock', errno);
+    },
+    duplicate(fd) {
+      const copy = fcntl(fd, F_DUPFD_CLOEXEC, 0);
+      if (copy < 0) throw failure('fcntl', koffi.errno());
+      return copy;
     },
     ioctlInt(fd, request) {
       const value = new Int32Array(new ArrayBuffer(4));

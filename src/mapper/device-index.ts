@@ -65,7 +65,7 @@ export class DeviceIndex<T extends Indexed = MappedDevice> {
 
   /** Throws ENXIO if there is no such device. */
   get(ref: DeviceRef): T {
-    const device = this.#find(ref);
+    const device = this.find(ref);
     if (device && !device.unfinished) return device;
     throw new DmError('NO_DEVICE', 'ENXIO', `Cannot find the mapped device ${describe(ref)}`, {
       hint: 'look at: dmkit dmsetup ls',
@@ -128,7 +128,7 @@ export class DeviceIndex<T extends Indexed = MappedDevice> {
     this.#minorFloor = Math.min(this.#minorFloor, device.minor);
   }
 
-  #find(ref: DeviceRef): T | undefined {
+  find(ref: DeviceRef): T | undefined {
     if ('name' in ref) return this.#byName.get(ref.name);
     if ('uuid' in ref) return this.#byUuid.get(ref.uuid);
     const device = ref.major === this.#major ? this.#byMinor.get(ref.minor) : undefined;

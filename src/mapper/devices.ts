@@ -43,6 +43,11 @@ export class Devices {
     return this.#opener.identify(argument, directory);
   }
 
+  /** Somebody has it open, or is about to. */
+  has(identity: string): boolean {
+    return this.#shared.has(identity);
+  }
+
   async lease(identity: string, mode: Mode): Promise<Lease> {
     let shared = this.#shared.get(identity);
     if (!shared) {

@@ -222,6 +222,11 @@ export class MappedDevice extends IoPath {
     return count;
   }
 
+  /** Somebody who is no table has it open, or waits for its next event. */
+  get watched(): boolean {
+    return this.#handles > 0 || this.#waiters.size > 0;
+  }
+
   /** Mapped devices whose tables refer to this one. */
   get users(): Iterable<MappedDevice> {
     return this.#users.keys();

@@ -5,6 +5,7 @@
 import type { BlockDevice, Mode } from '../device/block-device.ts';
 import { Disks } from '../device/open.ts';
 import { DmError } from '../errors.ts';
+import { splitWords } from '../targets/arguments.ts';
 import type { TargetType } from '../targets/target.ts';
 import type {
   Control,
@@ -25,7 +26,7 @@ import { type DeviceOpener, Devices, type Lease } from './devices.ts';
 import { type DeviceSource, type InterruptibleOptions, MappedDevice } from './mapped-device.ts';
 import { badMessage, splitMessage, targetMessage } from './message.ts';
 import { targetTypes } from './registry.ts';
-import { restore } from './restore.ts';
+import { isVolatile, restore } from './restore.ts';
 import { type SavedDevice, savedOf } from './saved-device.ts';
 import type { Table } from './table.ts';
 
@@ -69,8 +70,10 @@ export class Mapper implements Control {
   #index: DeviceIndex;
   #notify: NonNullable<MapperOptions['onChange']>;
   #claims: Claims | undefined;
-  /** While all devices come or go together. */
+  /** While all devices go together. */
   #quiet = false;
+  /** Names of devices that come back or move away: nobody is told of what happens to them. */
+  #silent = new Set<string>();
   #source: DeviceSource;
 
   constructor(options: MapperOptions = {}) {
@@ -288,22 +291,79 @@ export class Mapper implements Control {
     };
   }
 
+  /**
+   * A table uses one of these disks, given by the identities that the opener tells; or one that could not be loaded after a
+   * restart names one of them by one of these words.
+   */
+  holds(identities: readonly string[], words: readonly string[]): boolean {
+    if (identities.some((identity) => this.#devices.has(identity))) return true;
+    const known = new Set(words);
+    return this.#index
+      .all()
+      .some(({ lostTable }) => lostTable?.some(({ args }) => splitWords(args).some((word) => known.has(word))));
+  }
+
   /** ENXIO if there is no such device. */
   save(ref: DeviceRef): SavedDevice {
     return savedOf(this.device(ref));
   }
 
   /**
-   * Brings back what `save` told, into an empty mapper and without calling `onChange`. A device whose table cannot be
-   * loaded is there without one, with a note that says why; `save` still tells that table, so that the next restart
-   * tries again.
+   * Brings back what `save` told, of devices that share nothing with those that are there, without calling `onChange`. A
+   * device whose table cannot be loaded is there without one, with a note that says why; `save` still tells that table, so
+   * that the next restart tries again.
    */
   async restore(saved: readonly SavedDevice[]): Promise<void> {
-    this.#quiet = true;
+    await this.#silently(
+      saved.map(({ name }) => name),
+      () => restore(saved, this, this.#index, this.#source),
+    );
+  }
+
+  /**
+   * Why these devices, which share nothing with others, cannot go on in another mapper, in words; undefined if they can: what
+   * `save` tells must be all there is to them.
+   */
+  bound(names: readonly string[]): string | undefined {
+    for (const { storedName, inactiveTable } of this.#index.all())
+      if (inactiveTable) return `${storedName} has a table that is not live yet`;
+    for (const name of names) {
+      const device = this.device({ name });
+      if (device.watched) return `${name} is in use`;
+      if (isVolatile(savedOf(device), this.#source.types)) return `what ${name} holds is in memory only`;
+    }
+  }
+
+  /**
+   * Lets go of devices that are to go on in another mapper, from what `save` told of them before. For devices that are not
+   * `bound`. Rejects with what could not be flushed, and they stay.
+   */
+  async leave(names: readonly string[]): Promise<void> {
+    const devices = names.map((name) => this.device({ name }));
+    await this.#silently(names, async () => {
+      const suspended: MappedDevice[] = [];
+      try {
+        for (const device of topDown(devices)) {
+          if (device.suspended) continue;
+          suspended.push(device);
+          await device.suspend();
+        }
+      } catch (error) {
+        for (const device of suspended.reverse()) if (device.suspended) await device.resume();
+        throw error;
+      }
+      for (const device of devices) this.#index.hide(device);
+      // What there was to write is durable, so that it does not matter how they close.
+      await this.#destroy(devices, false);
+    });
+  }
+
+  async #silently(names: readonly string[], work: () => Promise<void>): Promise<void> {
+    for (const name of names) this.#silent.add(name);
     try {
-      await restore(saved, this, this.#index, this.#source);
+      await work();
     } finally {
-      this.#quiet = false;
+      for (const name of names) this.#silent.delete(name);
     }
   }
 
@@ -314,26 +374,28 @@ export class Mapper implements Control {
    */
   async close(): Promise<void> {
     this.#quiet = true;
+    const devices = this.#index.all();
+    for (const device of devices) this.#index.hide(device);
+    const failures = await this.#destroy(devices, true);
+    if (failures.length > 0) throw failures[0];
+  }
+
+  /** Upper ones first. Resolves with what has failed. */
+  async #destroy(devices: readonly MappedDevice[], flush: boolean): Promise<unknown[]> {
     const failures: unknown[] = [];
-    const left = new Set(this.#index.all());
-    for (const device of left) {
+    for (const device of devices) {
       device.deleting = true;
-      this.#index.hide(device);
       device.wake();
       device.abandon();
     }
-    while (left.size > 0) {
-      const top = [...left].filter((device) => ![...device.users].some((user) => left.has(user)));
-      for (const device of top) {
-        await device.destroy({ flush: true }).catch((error) => {
-          // A flush that a suspended device below holds back; what lies below was flushed when that was suspended.
-          if (!(error instanceof DmError && error.errno === 'ESHUTDOWN')) failures.push(error);
-        });
-        this.#index.freeMinorOf(device);
-        left.delete(device);
-      }
+    for (const device of topDown(devices)) {
+      await device.destroy({ flush }).catch((error) => {
+        // A flush that a suspended device below holds back; what lies below was flushed when that was suspended.
+        if (!(error instanceof DmError && error.errno === 'ESHUTDOWN')) failures.push(error);
+      });
+      this.#index.freeMinorOf(device);
     }
-    if (failures.length > 0) throw failures[0];
+    return failures;
   }
 
   /** The other half of `create`: what has no table then is removed again, unless another table has it by now. */
@@ -360,7 +422,7 @@ export class Mapper implements Control {
   }
 
   async #onChange(kind: ChangeKind, device: MappedDevice): Promise<void> {
-    if (this.#quiet || device.unfinished) return;
+    if (this.#quiet || device.unfinished || this.#silent.has(device.storedName)) return;
     if (kind === 'remove' || !device.deleting) await this.#notify(kind, device);
   }
 
@@ -483,6 +545,18 @@ export class Mapper implements Control {
     return users.length > 0
       ? `first remove what lies above: ${users.join(' ')}`
       : 'close its connections, or use remove --deferred';
+  }
+}
+
+/** Each after those whose tables name it. A generator, as the users go while they are closed. */
+function* topDown(devices: readonly MappedDevice[]): Generator<MappedDevice> {
+  const left = new Set(devices);
+  while (left.size > 0) {
+    const top = [...left].filter((device) => ![...device.users].some((user) => left.has(user)));
+    for (const device of top) {
+      yield device;
+      left.delete(device);
+    }
   }
 }
 

@@ -8,7 +8,7 @@ import { inLoadOrder, type SavedDevice } from './saved-device.ts';
 
 type Types = DeviceSource['types'];
 
-/** Makes the devices of `saved` in `mapper`, an empty one with the index `index`; see `Mapper.restore`. */
+/** Makes the devices of `saved` in `mapper`, which has the index `index`; see `Mapper.restore`. */
 export async function restore(
   saved: readonly SavedDevice[],
   mapper: Control,
@@ -64,6 +64,9 @@ function checkSeen(saved: SavedDevice, index: DeviceIndex, types: Types): void {
       );
     }
 }
+
+/** A restart finds it without what it holds now. */
+export const isVolatile = (saved: SavedDevice, types: Types): boolean => volatileNote(saved, types) !== undefined;
 
 function volatileNote({ table = [] }: SavedDevice, types: Types): string | undefined {
   for (const { type, args } of table) {

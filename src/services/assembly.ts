@@ -1,8 +1,9 @@
 /** The mapper, the forks on it, and who watches both: put together the same way in the daemon and in a program. */
 import { Disks } from '../device/open.ts';
+import type { Claims } from '../mapper/device-index.ts';
 import { Mapper } from '../mapper/mapper.ts';
 import { EventLog } from './events/event-log.ts';
-import { Monitor } from './events/monitor.ts';
+import { Monitor, type MonitorOptions } from './events/monitor.ts';
 import { Forks, type ForksOptions } from './fork/forks.ts';
 
 export interface AssemblyOptions extends Omit<ForksOptions, 'mapper' | 'emit'> {
@@ -10,6 +11,10 @@ export interface AssemblyOptions extends Omit<ForksOptions, 'mapper' | 'emit'> {
   major?: number;
   /** Called after every change that a restart must find again, as the mapper's `onChange`. */
   changed?(): void | Promise<void>;
+  /** Where events go; a log of its own unless given. */
+  events?: MonitorOptions['log'];
+  /** Of names and numbers, where there are several. */
+  claims?: Claims;
 }
 
 export interface Assembly {
@@ -18,11 +23,17 @@ export interface Assembly {
   readonly monitor: Monitor;
 }
 
-export function assemble({ major, changed = () => {}, ...forking }: AssemblyOptions): Assembly {
-  const log = new EventLog();
+export function assemble({
+  major,
+  changed = () => {},
+  events: log = new EventLog(),
+  claims,
+  ...forking
+}: AssemblyOptions): Assembly {
   const mapper: Mapper = new Mapper({
     major,
     opener: new Disks(),
+    claims,
     onChange(kind, device) {
       forks.changed(kind, device);
       monitor.changed(kind, device);

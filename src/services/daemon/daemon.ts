@@ -12,11 +12,17 @@ import { randomUUID } from 'node:crypto';
 import { readFileSync } from 'node:fs';
 import { setTimeout as delay } from 'node:timers/promises';
 import { DmError } from '../../errors.ts';
-import type { Mapper } from '../../mapper/mapper.ts';
-import { assemble } from '../assembly.ts';
+import type { DeviceInfo, DeviceRef, LoadOptions, TargetSpec } from '../../mapper/control.ts';
+import { type Assembly, assemble } from '../assembly.ts';
 import { Attachments } from '../attach/attachments.ts';
-import type { Monitor } from '../events/monitor.ts';
-import type { Forks } from '../fork/forks.ts';
+import { engineCalls } from '../engine/engine.ts';
+import { EngineExports } from '../engine/engine-exports.ts';
+import { Engines } from '../engine/engines.ts';
+import { Registry } from '../engine/registry.ts';
+import { startEngine } from '../engine/start-engine.ts';
+import { EventLog } from '../events/event-log.ts';
+import type { ForkOptions, Volume } from '../fork/fork-control.ts';
+import { LIMITS } from '../nbd/limits.ts';
 import { NbdServer } from '../nbd/server.ts';
 import { tlsDirectory } from '../nbd/tls.ts';
 import { CALLS, type CallName } from './calls.ts';
@@ -36,11 +42,18 @@ export interface DaemonOptions extends Directories {
   nbdTcp?: { host?: string; port?: number };
   /** Directory for NBD over TLS (docs/nbd.md); without it there is no access control over TCP. */
   tlsCertificates?: string;
+  /** Threads for forks beside the main one, at most. */
+  engines?: number;
   log(line: string): void;
 }
 
 /** How long calls and connections may take to end before the devices are closed all the same. */
 const PATIENCE_MS = 10_000;
+
+/** What the connections of one thread may take of memory, in bytes, however many threads share it. */
+const MEMORY_MIN = 64 * 1024 * 1024;
+
+const NEVER = new AbortController().signal;
 
 export class Daemon {
   /** Settles when devices, sockets and locks are given up; the control socket has then answered all but its last call. */
@@ -49,16 +62,20 @@ export class Daemon {
   readonly #locks: InstanceLock[];
   readonly #file: StateFile<State>;
   readonly #started = Date.now();
-  readonly #mapper: Mapper;
-  readonly #forks: Forks;
-  readonly #monitor: Monitor;
+  readonly #major: number;
+  readonly #registry: Registry;
+  readonly #engines: Engines;
+  /** Of the engine on this thread. */
+  readonly #local: Assembly;
   readonly #attachments: Attachments;
-  readonly #exports: MapperExports;
+  readonly #exports: EngineExports;
   readonly #nbd: NbdServer;
   readonly #control: ControlServer;
   readonly #running = new Set<Promise<unknown>>();
   readonly #stopping = new AbortController();
   #nbdTcp: DaemonStatus['nbdTcp'];
+  /** Those who wait for events. */
+  #watchers = 0;
   #fault: string | undefined;
   #ending: Promise<void> | undefined;
   #ended = () => {};
@@ -93,29 +110,58 @@ export class Daemon {
     this.#file = file;
     this.ended = new Promise((resolve) => (this.#ended = resolve));
     const socket = nbdSocket(options.run);
-    const { mapper, forks, monitor } = assemble({
-      major: state.major,
+    const { log, engines = 0 } = options;
+    const { major } = state;
+    const events = new EventLog();
+    this.#major = major;
+    this.#registry = new Registry(major, (name, engine) => this.#named(name, engine));
+    this.#local = assemble({
+      major,
+      events,
+      claims: this.#registry.claimsOf(0),
       changed: () => this.#save(),
-      records: state.forks,
       save: () => this.#saveNow(),
       uri: (name) => nbdUri(socket, name),
       users: (name) => this.#usersOf(name),
-      log: options.log,
+      log,
     });
-    this.#mapper = mapper;
-    this.#forks = forks;
-    this.#monitor = monitor;
+    const calls = engineCalls(this.#local);
+    const memoryBytes = Math.max(MEMORY_MIN, Math.floor(LIMITS.memoryBytes / (engines + 1)));
+    this.#engines = new Engines({
+      major,
+      registry: this.#registry,
+      max: engines,
+      local: {
+        call: async <T>(call: string, args: readonly unknown[], signal = NEVER) =>
+          (await calls[call](args as readonly never[], signal)) as T,
+        state: () => this.#local.forks.state(),
+      },
+      start: (number, part) =>
+        startEngine({
+          start: { major, nbdSocket: socket, memoryBytes, engines },
+          host: {
+            claims: this.#registry.claimsOf(number),
+            emit: events.emit,
+            log,
+            save: () => this.#saveNow(),
+            users: (name) => this.#usersOf(name),
+          },
+          state: part,
+          watchers: this.#watchers,
+        }),
+    });
     this.#attachments = new Attachments({
       directory: options.run,
       nbdSocket: socket,
       daemon: randomUUID(),
-      info: (device) => this.#mapper.info(device),
+      info: (device) => this.#engines.call<DeviceInfo>(device, 'info', [device]),
       log: options.log,
     });
-    this.#exports = new MapperExports(this.#mapper);
+    this.#exports = new EngineExports(this.#engines, new MapperExports(this.#local.mapper));
     this.#nbd = new NbdServer(this.#exports, {
       log: options.log,
       tls: options.tlsCertificates === undefined ? undefined : tlsDirectory(options.tlsCertificates),
+      limits: { memoryBytes },
     });
     this.#control = new ControlServer(this.#handlers(), { log: options.log });
   }
@@ -123,13 +169,12 @@ export class Daemon {
   async #begin(state: State): Promise<void> {
     const { log, run, nbdTcp, tlsCertificates, version } = this.#options;
     try {
-      await this.#mapper.restore(state.devices).catch((error: Error) => {
+      const lines = await this.#engines.restore(state).catch((error: Error) => {
         throw this.#file.corrupt(error.message);
       });
-      for (const line of await this.#forks.recover(state.devices)) log(line);
-      for (const { name, note } of await this.#mapper.list()) if (note) log(`${name}: ${note}`);
+      for (const line of lines) log(line);
       await this.#save();
-      this.#monitor.begin();
+      await this.#engines.each('begin', []);
       await this.#nbd.listenUnix(nbdSocket(run));
       if (nbdTcp) {
         const { host = '127.0.0.1' } = nbdTcp;
@@ -139,7 +184,7 @@ export class Daemon {
       await this.#control.listen(controlSocket(run));
     } catch (error) {
       await this.#nbd.stop();
-      await this.#mapper.close().catch(() => {});
+      await this.#engines.close().catch(() => {});
       throw error;
     }
     log(`dmkit ${version} serves ${state.devices.length} devices in ${run} (pid ${process.pid})`);
@@ -163,13 +208,12 @@ export class Daemon {
     log('stopping');
     this.#stopping.abort();
     await Promise.race([Promise.allSettled(this.#running), delay(PATIENCE_MS, undefined, { ref: false })]);
-    await Promise.race([this.#forks.stop(), delay(PATIENCE_MS, undefined, { ref: false })]);
-    this.#monitor.close();
+    await Promise.race([this.#engines.stop(), delay(PATIENCE_MS, undefined, { ref: false })]);
     for (const { name, path } of await this.#attachments.detachAll()) log(`${name} stays attached as ${path}, dead`);
     const nbdStopped = attempt('NBD', this.#nbd.stop());
     await Promise.race([nbdStopped, delay(PATIENCE_MS, undefined, { ref: false })]);
     await attempt('state', this.#save());
-    await attempt('devices', this.#mapper.close());
+    await attempt('devices', this.#engines.close());
     await nbdStopped;
     await attempt('control socket', unlinkSocket(controlSocket(run)));
     // The other way round than they were taken: who gets the first one gets the second.
@@ -195,7 +239,7 @@ export class Daemon {
   }
 
   async #state(): Promise<State> {
-    return { major: this.#mapper.major, ...(await this.#forks.state()) };
+    return { major: this.#major, ...(await this.#engines.state()) };
   }
 
   async #status(): Promise<DaemonStatus> {
@@ -208,7 +252,7 @@ export class Daemon {
       state,
       nbdSocket: nbdSocket(run),
       nbdTcp: this.#nbdTcp,
-      devices: (await this.#mapper.list()).length,
+      devices: (await this.#engines.list('list', [])).length,
       connections: this.#nbd.connectionCount,
       calls: this.#running.size,
       fault: this.#fault,
@@ -230,32 +274,50 @@ export class Daemon {
   }
 
   #handlers(): Handlers {
-    const mapper = this.#mapper as unknown as Record<string, (...args: unknown[]) => Promise<unknown>>;
-    const direct = Object.keys(CALLS).map((call) => [call, (args: unknown[]) => mapper[call](...args)]);
-    const forks = this.#forks;
+    const engines = this.#engines;
     const attachments = this.#attachments;
+    // Most calls go to the engine of the device that they name first.
+    const direct = (Object.keys(CALLS) as CallName[]).map((call) => [
+      call,
+      (args: unknown[], signal: AbortSignal) => engines.call(args[0] as DeviceRef, call, args, signal),
+    ]);
+    const local = (call: string) => () => engines.all[0].call(call, []);
+    const ofFork =
+      (call: string): Handler =>
+      (args, signal) =>
+        engines.ofFork(args[0] as string, call, args, signal);
     const special: Partial<Handlers> = {
+      version: local('version'),
+      targets: local('targets'),
+      list: (args) => engines.list('list', args),
+      removeAll: (args) => engines.each('removeAll', args),
       // Nothing is begun that a crash would lose.
-      create: async ([name, options]) => {
+      create: async (args) => {
         await this.#file.probe(() => this.#state());
-        return this.#mapper.create(name as string, options as object);
+        const [name, { table = [], load } = {}] = args as [string, { table?: TargetSpec[]; load?: LoadOptions }?];
+        return engines.load(name, table, load?.directory, 'create', args);
       },
-      // These can block for long; they end when the client goes.
-      wait: ([device, event], signal) => this.#mapper.wait(device as never, event as number, signal),
-      suspend: ([device, options], signal) => this.#mapper.suspend(device as never, { ...(options as object), signal }),
-      resume: async ([device, options], signal) => {
-        if ((await this.#mapper.info(device as never)).inactive) await this.#file.probe(() => this.#state());
-        return this.#mapper.resume(device as never, { ...(options as object), signal });
+      load: (args) => {
+        const [device, table, options] = args as [DeviceRef, TargetSpec[], LoadOptions?];
+        return engines.load(this.#nameOf(device), table, options?.directory, 'load', args);
       },
-      remove: ([device, options]) => this.#naming(device, this.#mapper.remove(device as never, options as object)),
-      revert: ([device]) => forks.revert(device as never),
-      fork: ([image, name, options]) => forks.fork(image as string, name as string, options as object),
+      resume: async (args, signal) => {
+        const device = args[0] as DeviceRef;
+        if ((await engines.call<DeviceInfo>(device, 'info', [device])).inactive)
+          await this.#file.probe(() => this.#state());
+        return engines.call(device, 'resume', args, signal);
+      },
+      remove: (args) => this.#naming(args[0] as DeviceRef, engines.call(args[0] as DeviceRef, 'remove', args)),
+      fork: (args) => {
+        const [image, name, options] = args as [string, string, ForkOptions?];
+        return engines.fork(image, name, options ?? {}, args);
+      },
       volumes: () => this.#volumes(),
-      diff: ([name, options]) => forks.diff(name as string, options as object),
-      drop: ([name, options]) => this.#naming({ name }, forks.drop(name as string, options as object)),
-      merge: ([name, options]) => forks.merge(name as string, options as object),
-      mergeProgress: ([name, options], signal) => forks.mergeProgress(name as string, options as object, signal),
-      events: ([after], signal) => this.#monitor.events(after as number | undefined, signal),
+      diff: ofFork('diff'),
+      drop: (args) => this.#naming({ name: args[0] as string }, engines.ofFork(args[0] as string, 'drop', args)),
+      merge: ofFork('merge'),
+      mergeProgress: ofFork('mergeProgress'),
+      events: ([after], signal) => this.#events(after as number | undefined, signal),
       attach: ([name]) => attachments.attach(name as string),
       detach: ([name]) => attachments.detach(name as string),
       attachments: () => attachments.attachments(),
@@ -286,7 +348,10 @@ export class Daemon {
   }
 
   async #volumes() {
-    const [volumes, attachments] = await Promise.all([this.#forks.volumes(), this.#attachments.attachments()]);
+    const [volumes, attachments] = await Promise.all([
+      this.#engines.list<Volume>('volumes', []),
+      this.#attachments.attachments(),
+    ]);
     for (const volume of volumes) {
       const attachment = attachments.find(({ name }) => name === volume.name);
       if (attachment) volume.attached = attachment.alive ? attachment.path : `${attachment.path} (dead)`;
@@ -294,13 +359,38 @@ export class Daemon {
     return volumes;
   }
 
+  /** While somebody waits, every engine looks at its devices now and then. */
+  async #events(after: number | undefined, signal: AbortSignal) {
+    const count = async (more: number) => {
+      this.#watchers += more;
+      await Promise.all(this.#engines.started.map((engine) => engine.call('watched', [this.#watchers])));
+    };
+    await count(1);
+    try {
+      return await this.#local.monitor.events(after, signal);
+    } finally {
+      await count(-1);
+    }
+  }
+
+  /** The other engines may know of a merge of a fork of that name. */
+  #named(name: string, engine: number): void {
+    for (const [number, other] of this.#engines.all.entries())
+      if (number !== engine) void other.call('named', [name]).catch(() => {});
+  }
+
+  /** Stored name; '' without such a device. */
+  #nameOf(device: DeviceRef): string {
+    return this.#registry.find(device)?.storedName ?? '';
+  }
+
   /** Adds to EBUSY who has the device open. */
-  async #naming<T>(device: unknown, work: Promise<T>): Promise<T> {
+  async #naming<T>(device: DeviceRef, work: Promise<T>): Promise<T> {
     try {
       return await work;
     } catch (error) {
       if (!(error instanceof DmError) || error.code !== 'DEVICE_OPEN') throw error;
-      const name = this.#mapper.device(device as never).storedName;
+      const name = this.#nameOf(device);
       const users = await this.#usersOf(name, `, or use dmkit dmsetup remove --deferred ${name}`);
       if (users === undefined) throw error;
       throw new DmError(error.code, error.errno, error.message, { hint: users, cause: error });
@@ -311,7 +401,8 @@ export class Daemon {
   async #usersOf(name: string, instead = ''): Promise<string | undefined> {
     const attachment = (await this.#attachments.attachments()).find((entry) => entry.name === name);
     if (attachment) return `it is attached as ${attachment.path}: dmkit detach ${name}`;
-    const connections = this.#exports.connectionsOf(this.#mapper.device({ name }));
+    const minor = this.#registry.find({ name })?.minor ?? -1;
+    const connections = this.#exports.connectionsOf(minor);
     if (connections === 0) return undefined;
     return `it has ${connections} NBD connection${connections === 1 ? '' : 's'}: end the clients${instead}`;
   }

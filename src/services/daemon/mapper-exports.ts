@@ -5,7 +5,6 @@ import type { ExportEntry, Exports, OpenExport } from '../nbd/exports.ts';
 /** Every mapped device with a live table, as the NBD export of its name at the moment of the handshake. */
 export class MapperExports implements Exports {
   readonly #mapper: Mapper;
-  readonly #connections = new Map<MappedDevice, number>();
 
   constructor(mapper: Mapper) {
     this.#mapper = mapper;
@@ -16,25 +15,14 @@ export class MapperExports implements Exports {
     return live.map(({ name, uuid }) => ({ name, description: uuid || undefined }));
   }
 
-  async open(name: string): Promise<OpenExport> {
+  async open(name: string): Promise<OpenExport & { device: MappedDevice }> {
     const open = this.#mapper.open({ name });
     const { device } = open;
-    this.#connections.set(device, this.connectionsOf(device) + 1);
     return {
       device,
       readOnly: device.readOnly,
       changed: device.hasOrigin ? (at, length) => device.changed(at, length) : undefined,
-      close: () => {
-        const left = this.connectionsOf(device) - 1;
-        if (left > 0) this.#connections.set(device, left);
-        else this.#connections.delete(device);
-        return open.close();
-      },
+      close: () => open.close(),
     };
-  }
-
-  /** NBD connections that have the device open. */
-  connectionsOf(device: MappedDevice): number {
-    return this.#connections.get(device) ?? 0;
   }
 }

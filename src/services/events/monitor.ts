@@ -28,7 +28,7 @@ const EVENT_OF: Readonly<Record<string, 'invalid' | 'overflow' | 'merge-failed'>
 
 export interface MonitorOptions {
   mapper: Mapper;
-  log: EventLog;
+  log: Pick<EventLog, 'emit' | 'waiting' | 'events'>;
   /** Told of every snapshot at each look. */
   filled?(device: MappedDevice, cow: BlockDevice, fill: Fill): void;
   /** Looks are needed though nobody watches. */
@@ -56,7 +56,7 @@ interface Seen {
 
 export class Monitor implements EventControl {
   readonly #mapper: Mapper;
-  readonly #log: EventLog;
+  readonly #log: MonitorOptions['log'];
   readonly #filled: NonNullable<MonitorOptions['filled']>;
   readonly #needed: () => boolean;
   readonly #clock: Clock;
@@ -75,8 +75,9 @@ export class Monitor implements EventControl {
     this.#clock = clock;
   }
 
-  /** With the devices that are there, of which nothing was told. */
+  /** With the devices that are there, of which nothing was told; also when some have come or gone untold. */
   begin(): void {
+    for (const device of this.#devices.keys()) if (device.deleting) this.#devices.delete(device);
     for (const name of this.#mapper.names()) this.#knownOf(this.#mapper.device({ name }));
     this.#wake();
   }

@@ -131,7 +131,47 @@ export class Forks implements ForkControl {
 
   /** What the mapper calls at every change. */
   changed(kind: ChangeKind, device: MappedDevice): void {
-    if (kind !== 'remove') this.#merges.named(device.storedName);
+    if (kind !== 'remove') this.named(device.storedName);
+  }
+
+  /** A device has this name, perhaps one of another mapper. */
+  named(name: string): void {
+    this.#merges.named(name);
+  }
+
+  /** A fork has one of these, words as tables have them, for its image or its COW file. */
+  holds(words: readonly string[]): boolean {
+    return this.#images.records.some(
+      ({ image, cow }) => words.includes(image) || (cow !== undefined && words.includes(cow)),
+    );
+  }
+
+  /** Why the forks of these records cannot go on elsewhere, in words; undefined if they can. */
+  bound(uuids: readonly string[]): string | undefined {
+    for (const { uuid, merging, dropping } of this.#images.records)
+      if (uuids.includes(uuid) && (merging || dropping))
+        return `${merging?.name ?? 'a fork'} is being ${merging ? 'merged' : 'dropped'}`;
+  }
+
+  /** Lets go of devices and records that are to go on elsewhere, as the mapper's. */
+  leave(names: readonly string[], uuids: readonly string[]): Promise<void> {
+    return this.#lock.run(async () => {
+      await this.#mapper.leave(names);
+      this.#images.records = this.#images.records.filter(({ uuid }) => !uuids.includes(uuid));
+    });
+  }
+
+  /** Takes in what has left elsewhere. */
+  join({ devices, forks }: ForksState): Promise<void> {
+    return this.#lock.run(async () => {
+      this.#images.records.push(...forks);
+      await this.#mapper.restore(devices);
+    });
+  }
+
+  /** What is known of a merge of a fork of that name. */
+  mergeOf(name: string): 'running' | 'finished' | undefined {
+    return this.#merges.known(name);
   }
 
   fork(image: string, name: string, options: ForkOptions = {}): Promise<Fork> {
@@ -388,7 +428,7 @@ export class Forks implements ForkControl {
   }
 }
 
-function cowPath(image: string, name: string, { cow, directory = process.cwd() }: ForkOptions): string {
+export function cowPath(image: string, name: string, { cow, directory = process.cwd() }: ForkOptions): string {
   // Not beside a block device or a URI: /dev lies in memory.
   const beside = image.startsWith('/') && !image.startsWith('/dev/') ? dirname(image) : directory;
   return resolve(directory, cow ?? join(beside, `${name}.cow`));

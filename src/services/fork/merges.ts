@@ -119,6 +119,12 @@ export class Merges {
     this.#book.outdate(name);
   }
 
+  /** Whether one runs, or has not been tidied up, or has ended and is not forgotten. */
+  known(name: string): 'running' | 'finished' | undefined {
+    if (this.#images.mergingOf(name)) return 'running';
+    return this.#book.find(name) && 'finished';
+  }
+
   /** Of the merge that runs on this origin device. */
   on(origin: string): MergeProgress | undefined {
     return this.#book.on(origin);

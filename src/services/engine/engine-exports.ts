@@ -1,0 +1,133 @@
+/** The exports of all engines, for the one server that accepts connections and makes the handshake. */
+import type { Socket } from 'node:net';
+import type { BlockDevice } from '../../device/block-device.ts';
+import { DmError } from '../../errors.ts';
+import { system } from '../../lib/system.ts';
+import type { DeviceInfo } from '../../mapper/control.ts';
+import { type Bytes, bytes } from '../../units.ts';
+import type { MapperExports } from '../daemon/mapper-exports.ts';
+import type { ExportEntry, Exports, OpenExport, Served } from '../nbd/exports.ts';
+import type { Session } from '../nbd/handshake.ts';
+import type { ExportFacts, HandedOver } from './engine-thread.ts';
+import type { Engines } from './engines.ts';
+import { RemoteEngine } from './remote-engine.ts';
+
+export class EngineExports implements Exports {
+  readonly #engines: Engines;
+  readonly #local: MapperExports;
+  /** By minor: a device may get another name. */
+  readonly #connections = new Map<number, number>();
+
+  /** `local`: the exports of the engine on this thread. */
+  constructor(engines: Engines, local: MapperExports) {
+    this.#engines = engines;
+    this.#local = local;
+  }
+
+  async list(): Promise<ExportEntry[]> {
+    const live = (await this.#engines.list<DeviceInfo>('list', [])).filter((info) => info.live);
+    return live.map(({ name, uuid }) => ({ name, description: uuid || undefined }));
+  }
+
+  /** Between the look for its engine and the open nothing moves. */
+  open(name: string): Promise<OpenExport> {
+    return this.#engines.during(async () => {
+      const engine = this.#engines.of({ name });
+      const [open, minor] =
+        engine instanceof RemoteEngine ? await openRemote(engine, name) : await this.#openLocal(name);
+      this.#connections.set(minor, this.connectionsOf(minor) + 1);
+      return {
+        ...open,
+        close: () => {
+          const left = this.connectionsOf(minor) - 1;
+          if (left > 0) this.#connections.set(minor, left);
+          else this.#connections.delete(minor);
+          return open.close();
+        },
+      };
+    });
+  }
+
+  /** NBD connections that have the device open. */
+  connectionsOf(minor: number): number {
+    return this.#connections.get(minor) ?? 0;
+  }
+
+  async #openLocal(name: string): Promise<[OpenExport, number]> {
+    const open = await this.#local.open(name);
+    return [open, open.device.minor];
+  }
+}
+
+async function openRemote(engine: RemoteEngine, name: string): Promise<[OpenExport, number]> {
+  const facts = await engine.call<ExportFacts>('openExport', [name]);
+  const { number, minor, readOnly, description, hasOrigin } = facts;
+  const open: OpenExport = {
+    device: new Elsewhere(name, facts),
+    readOnly,
+    description,
+    changed: hasOrigin ? () => [] : undefined,
+    close: () => engine.call('closeExport', [number]),
+    serve: (stream, session, rest, log) => handOver(engine, number, stream, session, rest, log),
+  };
+  return [open, minor];
+}
+
+/** The engine gets a descriptor of its own for the socket; this one is closed, and what was received with it goes along. */
+function handOver(
+  engine: RemoteEngine,
+  number: number,
+  stream: Socket,
+  { name, structured, contexts, secure }: Session,
+  rest: Buffer,
+  log: (line: string) => void,
+): Served {
+  const { _handle: handle } = stream as unknown as { _handle: { fd: number; readStop(): void } | null };
+  // The client has gone.
+  if (!handle || stream.destroyed) return { drain() {}, cut() {}, done: Promise.resolve() };
+  handle.readStop();
+  const received: Buffer[] = [rest];
+  for (let more = stream.read(); more !== null; more = stream.read()) received.push(more as Buffer);
+  const fd = system()!.duplicate(handle.fd);
+  stream.destroy();
+  const handed: HandedOver = {
+    fd,
+    rest: Buffer.concat(received),
+    session: { name, structured, contexts, secure },
+  };
+  const served = engine.call<void>('serve', [number, handed]).catch((error: Error) => log(error.message));
+  return {
+    drain: () => engine.peer.tell('drain', [number]),
+    cut: () => engine.peer.tell('cut', [number]),
+    done: engine.logging(number, log, served),
+  };
+}
+
+/** What the handshake needs to know of a device. */
+class Elsewhere implements BlockDevice {
+  readonly name: string;
+  readonly size: Bytes;
+  readonly blockSize: number;
+  readonly readOnly: boolean;
+  readonly canDiscard: boolean;
+
+  constructor(name: string, { size, blockSize, readOnly, canDiscard }: ExportFacts) {
+    this.name = name;
+    this.size = bytes(size);
+    this.blockSize = blockSize;
+    this.readOnly = readOnly;
+    this.canDiscard = canDiscard;
+  }
+
+  read = elsewhere;
+  write = elsewhere;
+  flush = elsewhere;
+  discard = elsewhere;
+  writeZeroes = elsewhere;
+  extents = elsewhere;
+  async close(): Promise<void> {}
+}
+
+function elsewhere(): never {
+  throw new DmError('INTERNAL', 'EIO', 'The device is on another thread');
+}

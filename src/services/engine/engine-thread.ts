@@ -1,0 +1,120 @@
+/** The other side of a `RemoteEngine`: an assembly, and the connections to its devices. */
+import { Socket } from 'node:net';
+import type { MessagePort } from 'node:worker_threads';
+import { assemble } from '../assembly.ts';
+import { nbdUri } from '../daemon/directories.ts';
+import { MapperExports } from '../daemon/mapper-exports.ts';
+import type { DeviceEvent } from '../events/event.ts';
+import type { OpenExport, Served } from '../nbd/exports.ts';
+import type { Session } from '../nbd/handshake.ts';
+import { LIMITS } from '../nbd/limits.ts';
+import { Serving } from '../nbd/serving.ts';
+import { engineCalls } from './engine.ts';
+import { Peer } from './peer.ts';
+import type { EngineStart } from './remote-engine.ts';
+
+/** What a handshake tells of an export on another thread. */
+export interface ExportFacts {
+  /** The opener's; to be closed. */
+  number: number;
+  minor: number;
+  size: number;
+  blockSize: number;
+  canDiscard: boolean;
+  readOnly: boolean;
+  description: string | undefined;
+  hasOrigin: boolean;
+}
+
+/** A connection whose handshake is done. */
+export interface HandedOver {
+  /** A descriptor that this side closes. */
+  fd: number;
+  /** What came behind the handshake. */
+  rest: Uint8Array;
+  session: Pick<Session, 'name' | 'structured' | 'contexts' | 'secure'>;
+}
+
+/** Begins to answer on `port`. */
+export function runEngine(port: MessagePort, { major, nbdSocket, memoryBytes }: EngineStart): Peer {
+  let watchers = 0;
+  const state = () => forks.state();
+  const assembly = assemble({
+    major,
+    claims: {
+      add: (...args) => peer.call('add', args),
+      rename: (...args) => peer.call('rename', args),
+      setUuid: (...args) => peer.call('setUuid', args),
+      hide: (...args) => peer.tell('hide', args),
+      free: (...args) => peer.tell('free', args),
+    },
+    events: {
+      emit: ({ storedName, uuid }, body) => peer.tell('emit', [{ storedName, uuid }, body]),
+      get waiting() {
+        return watchers;
+      },
+      events: () => Promise.reject<{ events: DeviceEvent[]; next: number; lost: boolean }>(new Error('not kept here')),
+    },
+    // A failure is told by who saves.
+    changed: async () => peer.call<void>('save', [await state()]).catch(() => {}),
+    save: async () => peer.call('save', [await state()]),
+    uri: (name) => nbdUri(nbdSocket, name),
+    users: (name) => peer.call('users', [name]),
+    log: (line) => peer.tell('log', [line]),
+  });
+  const { mapper, forks, monitor } = assembly;
+  const exports = new MapperExports(mapper);
+  const serving = new Serving({ ...LIMITS, memoryBytes });
+  const opens = new Map<number, OpenExport>();
+  const connections = new Map<number, Served>();
+  let opened = 0;
+
+  const calls = engineCalls(assembly);
+  const told = async (work: unknown) => {
+    await work;
+    await peer.call('save', [await state()]).catch(() => {});
+  };
+  const peer: Peer = new Peer(port, {
+    ...calls,
+    leave: (args, signal) => told(calls.leave(args, signal)),
+    join: (args, signal) => told(calls.join(args, signal)),
+    /** So many wait for events, or have just ceased to. */
+    watched: ([count]) => {
+      watchers = count;
+      monitor.taken();
+    },
+    openExport: async ([name]): Promise<ExportFacts> => {
+      const open = await exports.open(name);
+      const { device, readOnly, description, changed } = open;
+      const number = ++opened;
+      opens.set(number, open);
+      const { minor, size, blockSize, canDiscard } = device;
+      return { number, minor, size, blockSize, canDiscard, readOnly, description, hasOrigin: changed !== undefined };
+    },
+    closeExport: async ([number]) => {
+      const open = opens.get(number)!;
+      opens.delete(number);
+      await open.close();
+    },
+    /** Resolves when the connection has ended. */
+    serve: async ([number, handed]: readonly [number, HandedOver] | readonly never[]) => {
+      const { fd, rest, session } = handed;
+      const socket = new Socket({ fd, allowHalfOpen: true });
+      // A reset connection ends with 'close' too; that is where it is handled.
+      socket.on('error', () => {});
+      const log = (line: string) => peer.tell('connectionLog', [number, line]);
+      const transmission = serving.transmission(socket, { ...session, open: opens.get(number)! }, log);
+      connections.set(number, {
+        drain: () => transmission.drain(),
+        cut: () => socket.destroy(),
+        done: transmission.done,
+      });
+      transmission.start(Buffer.from(rest));
+      await transmission.done;
+      connections.delete(number);
+    },
+    drain: ([number]) => connections.get(number)?.drain(),
+    cut: ([number]) => connections.get(number)?.cut(),
+  });
+  return peer;
+}

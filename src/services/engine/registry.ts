@@ -1,0 +1,87 @@
+/** Which engine has which device: names, uuids and numbers are unique over all of them. */
+import type { DeviceRef } from '../../mapper/control.ts';
+import { type Claims, DeviceIndex, type Indexed } from '../../mapper/device-index.ts';
+
+/** A device as the daemon knows it before it asks the engine that has it. */
+export interface Placed extends Indexed {
+  deleting: boolean;
+  engine: number;
+  /** It leaves its engine for this one, which will claim it. */
+  movesTo: number | undefined;
+}
+
+export class Registry {
+  readonly #index: DeviceIndex<Placed>;
+  readonly #all = new Map<number, Placed>();
+  readonly #named: (name: string, engine: number) => void;
+
+  /** `named`: told of every name that a device of `engine` gets. */
+  constructor(major: number, named: (name: string, engine: number) => void) {
+    this.#index = new DeviceIndex(major);
+    this.#named = named;
+  }
+
+  find(ref: DeviceRef): Placed | undefined {
+    return this.#index.find(ref);
+  }
+
+  /** Devices of an engine. */
+  count(engine: number): number {
+    let count = 0;
+    for (const placed of this.#all.values()) if (placed.engine === engine) count++;
+    return count;
+  }
+
+  /** For the mapper of this engine. */
+  claimsOf(engine: number): Claims {
+    const get = (minor: number) => this.#all.get(minor)!;
+    return {
+      add: async (name, uuid, asked) => {
+        const moved = asked === undefined ? undefined : this.#all.get(asked);
+        if (moved?.movesTo === engine && moved.storedName === name) {
+          moved.engine = engine;
+          moved.movesTo = undefined;
+          return moved.minor;
+        }
+        const minor = this.#index.freeMinor(asked);
+        this.#index.checkName(name);
+        this.#index.checkUuid(uuid);
+        const placed = {
+          minor,
+          storedName: name,
+          uuid,
+          unfinished: false,
+          deleting: false,
+          engine,
+          movesTo: undefined,
+        };
+        this.#index.add(placed);
+        this.#all.set(minor, placed);
+        this.#named(name, engine);
+        return minor;
+      },
+      rename: async (minor, name) => {
+        this.#index.checkName(name);
+        const placed = get(minor);
+        // Its engine will find it gone.
+        if (placed.deleting) return;
+        this.#index.rename(placed, name);
+        this.#named(name, engine);
+      },
+      setUuid: async (minor, uuid) => {
+        this.#index.checkUuid(uuid);
+        const placed = get(minor);
+        if (!placed.deleting) this.#index.setUuid(placed, uuid);
+      },
+      hide: (minor) => {
+        const placed = get(minor);
+        placed.deleting = true;
+        this.#index.hide(placed);
+      },
+      free: (minor) => {
+        this.#index.freeMinorOf(get(minor));
+        this.#all.delete(minor);
+      },
+    };
+  }
+}
