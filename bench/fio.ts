@@ -1,97 +1,177 @@
-/** One run of fio against an NBD export. */
+/** Runs of fio, the client of all contestants. */
 import { spawn } from 'node:child_process';
+import { writeFileSync } from 'node:fs';
+import { prng } from '../src/lib/prng.ts';
+import { CHUNK, type Served } from './contestants/contestant.ts';
 
-/** What a client does. Data: a new row of a table is one more of these. */
-export interface Workload {
-  title: string;
+/** What a client does. */
+export interface Load {
   /** fio's words. */
   pattern: 'randread' | 'randwrite' | 'read' | 'write';
   /** Bytes. */
   blockSize: number;
-  queueDepth: number;
+  /** Requests in flight, on each connection. */
+  depth: number;
+  /** To each volume; 1 if not said. */
+  connections?: number;
+  /** A fixed amount instead of a fixed time: through all of the span, or at random places, one request to each chunk of it; then a flush. */
+  once?: boolean;
+  /** A flush after each write, before the next. */
+  flush?: boolean;
+  /** Requests a second at most. */
+  rate?: number;
+}
+
+/** Bytes of a volume; several volumes share it out among each other. */
+export interface Span {
+  at: number;
+  length: number;
 }
 
 export interface Figure {
+  requests: number;
   /** Requests a second. */
   iops: number;
   /** Bytes a second. */
   bandwidth: number;
-  /** Microseconds from submission to completion. */
+  /** Microseconds from submission to completion, of the flush if there is one. */
   p50: number;
   p99: number;
+  p999: number;
 }
 
-/** Throws with what fio said when it fails, or when a request did. */
-export async function measure(uri: string, load: Workload, size: number, seconds: number): Promise<Figure> {
-  const job = await fio([
-    ...['--name=load', '--ioengine=nbd', `--uri=${uri}`, `--size=${size}`, `--rw=${load.pattern}`],
-    ...[`--bs=${load.blockSize}`, `--iodepth=${load.queueDepth}`, '--time_based', `--runtime=${seconds * 1000}ms`],
-    ...['--norandommap', '--randseed=1', '--refill_buffers=0'],
-  ]);
-  const side = load.pattern.endsWith('read') ? job.read : job.write;
-  if (job.error !== 0 || side.total_ios === 0) throw new Error(`fio did no I/O on ${uri} (error ${job.error})`);
-  const percentile = (name: string) => (side.clat_ns.percentile?.[name] ?? 0) / 1000;
+/** Throws with what fio said when it fails, or when a request did. `scratch` is a path that may be written. */
+export async function measure(
+  served: Served,
+  load: Load,
+  span: Span,
+  seconds: number,
+  scratch: string,
+): Promise<Figure> {
+  const words = [`--rw=${load.pattern}`, `--bs=${load.blockSize}`, `--iodepth=${load.depth}`, '--refill_buffers=0'];
+  if (load.connections) words.push(`--numjobs=${load.connections}`);
+  const connections = served.volumes.length * (load.connections ?? 1);
+  // Threads start one after the other, and each has a time of its own. What all of them do at once shows only between two
+  // looks at them in the middle.
+  const looks = connections > 1 && !load.once;
+  const look = Math.round(400 + seconds * 400);
+  if (load.flush) words.push(`--${served.flush}=1`);
+  if (load.rate) words.push(`--rate_iops=${load.rate}`);
+  if (looks) words.push(`--status-interval=${look}ms`);
+  const runtime = looks ? 2 * look + 200 : seconds * 1000;
+  if (!load.once) words.push('--time_based', `--runtime=${runtime}ms`, '--norandommap');
+  // The flush counts, so that nothing is put off until after the measurement.
+  else words.push('--end_fsync=1');
+  if (load.once && load.pattern === 'randwrite') words.push(...onePerChunk(scratch, span, load.blockSize));
+  const reports = await fio(served.volumes, span, words);
+  const sideOf = ({ jobs: [job] }: Report) => (load.pattern.endsWith('read') ? job.read : job.write);
+  const last = reports[reports.length - 1];
+  const [job] = last.jobs;
+  const side = sideOf(last);
+  const iops = looks ? between(reports[0], reports[1], sideOf) : side.iops;
+  if (job.error !== 0 || side.total_ios === 0) throw new Error(`fio did no I/O (error ${job.error})`);
+  const latency = load.flush ? job.sync.lat_ns : side.clat_ns;
+  const percentile = (name: string) => (latency.percentile?.[name] ?? 0) / 1000;
   return {
-    iops: side.iops,
-    bandwidth: side.bw_bytes,
+    requests: side.total_ios,
+    iops,
+    bandwidth: iops * load.blockSize,
     p50: percentile('50.000000'),
     p99: percentile('99.000000'),
+    p999: percentile('99.900000'),
   };
 }
 
-/** Writes every second stretch of `chunk` bytes, so that half of a snapshot is its own. */
-export async function fillHalf(uri: string, size: number, chunk: number): Promise<void> {
-  await fio([
-    ...['--name=fill', '--ioengine=nbd', `--uri=${uri}`, `--size=${size}`, `--io_size=${size / 2}`],
-    ...[`--rw=write:${chunk}`, `--bs=${chunk}`, '--iodepth=16', '--end_fsync=1'],
-  ]);
+/** Requests a second from one report to the next. */
+const between = (from: Report, to: Report, sideOf: (report: Report) => Side) =>
+  ((sideOf(to).total_ios - sideOf(from).total_ios) * 1000) / (to.timestamp_ms - from.timestamp_ms);
+
+/** Writes this part of all chunks of the span: evenly spread, one after the other, and flushed. */
+export async function fill(served: Served, span: Span, part: number): Promise<void> {
+  const step = part === 1 ? '' : `:${CHUNK / part - CHUNK}`;
+  const amount = (span.length * part) / served.volumes.length;
+  const words = [`--rw=write${step}`, `--io_size=${amount}`, '--end_fsync=1'];
+  await fio(served.volumes, span, [`--bs=${CHUNK}`, '--iodepth=16', ...words]);
 }
 
 /** Writes `amount` bytes in pieces of `blockSize`, each to a place of its own within `size` bytes, and flushes. */
-export async function fill(
-  uri: string,
+export async function scatter(
+  volume: string[],
   pattern: 'write' | 'randwrite',
   size: number,
   amount: number,
   blockSize: number,
 ): Promise<void> {
-  await fio([
-    ...['--name=fill', '--ioengine=nbd', `--uri=${uri}`, `--size=${size}`, `--io_size=${amount}`, `--rw=${pattern}`],
-    ...[`--bs=${blockSize}`, '--iodepth=16', '--randseed=1', '--end_fsync=1'],
-  ]);
+  const words = [`--io_size=${amount}`, `--rw=${pattern}`, `--bs=${blockSize}`, '--iodepth=16', '--end_fsync=1'];
+  await fio([volume], { at: 0, length: size }, words);
 }
 
 /** Reads the first `size` bytes once. */
-export async function readThrough(uri: string, size: number): Promise<void> {
-  const load = ['--rw=read', '--bs=1M', '--iodepth=4'];
-  await fio(['--name=read', '--ioengine=nbd', `--uri=${uri}`, `--size=${size}`, ...load]);
+export async function readThrough(volume: string[], size: number): Promise<void> {
+  await fio([volume], { at: 0, length: size }, ['--rw=read', '--bs=1M', '--iodepth=4']);
+}
+
+/** A log for fio to replay, as none of its patterns writes to every chunk exactly once in random order. */
+function onePerChunk(path: string, { at, length }: Span, blockSize: number): string[] {
+  const random = prng(1);
+  const chunks = Array.from({ length: length / CHUNK }, (_, i) => i);
+  for (let i = chunks.length - 1; i > 0; i--) {
+    const j = random.below(i + 1);
+    [chunks[i], chunks[j]] = [chunks[j], chunks[i]];
+  }
+  const place = (chunk: number) => at + chunk * CHUNK + random.below(CHUNK / blockSize) * blockSize;
+  const writes = chunks.map((chunk) => `nbd write ${place(chunk)} ${blockSize}\n`);
+  // Were the file closed in the log, fio would not wait for what is in flight then.
+  writeFileSync(path, `fio version 2 iolog\nnbd add\nnbd open\n${writes.join('')}`);
+  return [`--read_iolog=${path}`, `--io_size=${chunks.length * blockSize}`];
+}
+
+interface Latency {
+  percentile?: Record<string, number>;
 }
 
 interface Side {
   total_ios: number;
   iops: number;
-  bw_bytes: number;
-  clat_ns: { percentile?: Record<string, number> };
+  clat_ns: Latency;
 }
 
 interface Job {
   error: number;
   read: Side;
   write: Side;
+  sync: { lat_ns: Latency };
 }
 
-function fio(args: string[]): Promise<Job> {
+interface Report {
+  timestamp_ms: number;
+  jobs: Job[];
+}
+
+/** One process for all volumes, with a thread for each connection; reports sum them up, and the last one is on all. */
+function fio(volumes: string[][], { at, length }: Span, words: string[]): Promise<Report[]> {
+  const share = length / volumes.length;
+  const jobs = volumes.flatMap((volume, i) => [
+    '--name=load',
+    ...volume,
+    `--offset=${at + i * share}`,
+    `--size=${share}`,
+  ]);
+  const common = ['--thread', '--group_reporting', '--randseed=1', '--percentile_list=50:99:99.9'];
+  const args = ['--output-format=json', ...common, ...words, ...jobs];
   return new Promise((resolve, reject) => {
-    const child = spawn('fio', ['--output-format=json', ...args], { stdio: ['ignore', 'pipe', 'pipe'] });
+    const child = spawn('fio', args, { stdio: ['ignore', 'pipe', 'pipe'] });
     let out = '';
     let complaint = '';
     child.stdout.on('data', (text) => (out += text));
     child.stderr.on('data', (text) => (complaint += text));
     child.once('error', reject);
     child.once('close', (code) => {
-      if (code !== 0) return reject(new Error(`fio ${args.join(' ')} ended with ${code}: ${complaint}${out}`));
-      // fio may print notes before the document.
-      resolve(JSON.parse(out.slice(out.indexOf('{'))).jobs[0]);
+      // Notes may come before the first report.
+      const start = out.indexOf('{');
+      const reports = out.slice(start).split(/^(?=\{)/m);
+      if (code === 0) resolve(reports.map((report) => JSON.parse(report)));
+      else reject(new Error(`fio ${args.join(' ')} ended with ${code}: ${complaint}${out.slice(0, start)}`));
     });
   });
 }

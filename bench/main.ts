@@ -1,85 +1,99 @@
 /**
- *     npm run bench                       about half an hour; writes bench/results/
- *     npm run bench -- --dir /mnt/disk    image and stores there
- *     npm run bench -- --only merge       one of: others, exceptions, merge
- *     npm run bench -- --smoke            seconds; writes nothing: shows that everything runs
+ *     npm run bench                        a quarter of an hour; writes bench/results/
+ *     npm run bench -- --only commits      one part of it
+ *     npm run bench -- --only merge        half an hour more, not part of the above
+ *     npm run bench -- --smoke             a minute; writes nothing: shows that everything runs
  */
-import { mkdirSync, writeFileSync } from 'node:fs';
-import { join } from 'node:path';
+import { writeFileSync } from 'node:fs';
 import { parseArgs } from 'node:util';
-import { besideOthers, type Options } from './beside-others.ts';
 import { exceptions, exceptionsTable } from './exceptions.ts';
+import { ioCounts, ioCountsTable } from './io-counts.ts';
 import { fitting, type MergeOptions, merging } from './merge.ts';
 import { mergeMarkdown } from './merge-report.ts';
-import { machine, markdown } from './report.ts';
+import { describe, machine, markdown, verdicts } from './report.ts';
+import { parts } from './rows.ts';
+import { measureRows, type Options } from './table.ts';
 
 const { values } = parseArgs({
   options: {
-    dir: { type: 'string', default: '/dev/shm' },
-    runs: { type: 'string', default: '3' },
-    seconds: { type: 'string', default: '4' },
-    mib: { type: 'string', default: '1024' },
-    'merge-dir': { type: 'string', default: '/var/tmp' },
+    'memory-dir': { type: 'string', default: '/dev/shm' },
+    'disk-dir': { type: 'string', default: '/var/tmp' },
+    runs: { type: 'string', default: '5' },
+    seconds: { type: 'string', default: '1.5' },
     'merge-mib': { type: 'string', default: '8192' },
     only: { type: 'string' },
     smoke: { type: 'boolean', default: false },
   },
 });
 
-const number = (name: 'runs' | 'seconds' | 'mib' | 'merge-mib') => {
+const number = (name: 'runs' | 'seconds' | 'merge-mib') => {
   const value = Number(values[name]);
   if (value > 0 && Number.isFinite(value)) return value;
   console.error(`--${name} takes a number above 0, not ${values[name]}`);
   process.exit(2);
 };
 
-const parts = ['others', 'exceptions', 'merge'];
-if (values.only !== undefined && !parts.includes(values.only)) {
-  console.error(`--only takes one of ${parts.join(', ')}, not ${values.only}`);
+const { only, smoke } = values;
+const rows = Object.entries(parts).flatMap(([part, rows]) =>
+  rows.filter(({ workload }) => only === undefined || part === only || workload.includes(only)),
+);
+const wanted = (part: string) => (only === undefined ? part !== 'merge' || smoke : part === only);
+const alone = ['io-counts', 'exceptions', 'merge'];
+if (rows.length === 0 && !alone.some(wanted)) {
+  console.error(`--only takes ${[...Object.keys(parts), ...alone].join(', ')} or words of a workload, not ${only}`);
   process.exit(2);
 }
-const wanted = (part: string) => values.only === undefined || values.only === part;
 
-const options: Options = values.smoke
-  ? { folder: values.dir, imageSize: 64 * 2 ** 20, runs: 1, seconds: 0.2 }
-  : { folder: values.dir, imageSize: number('mib') * 2 ** 20, runs: number('runs'), seconds: number('seconds') };
+const folders = { memory: values['memory-dir'], disk: values['disk-dir'] };
+const options: Options = smoke
+  ? { folders, scale: 1 / 32, runs: 1, seconds: 0.1 }
+  : { folders, scale: 1, runs: number('runs'), seconds: number('seconds') };
 
 const progress = (text: string) => {
   if (process.stderr.isTTY) process.stderr.write(`\r\x1b[K${text}`);
 };
-const on = machine();
-const name = `${on.date}-node${process.versions.node.split('.')[0]}`;
-
-function publish(file: string, title: string, report: string, data: object): void {
+const on = machine(Object.values(parts).flat());
+const report: string[] = [];
+const data: Record<string, unknown> = { machine: on, options };
+const add = (text: string, figures: object) => {
   progress('');
-  console.log(report);
-  if (values.smoke) return;
-  const folder = 'bench/results';
-  mkdirSync(folder, { recursive: true });
-  writeFileSync(join(folder, `${file}.json`), `${JSON.stringify({ machine: on, ...data }, null, 2)}\n`);
-  writeFileSync(join(folder, `${file}.md`), `# ${title}\n\n${report}`);
-  console.log(`Written to ${folder}/${file}.json and .md\n`);
-}
+  console.log(text);
+  report.push(text);
+  Object.assign(data, figures);
+};
 
-if (wanted('others')) {
-  const rows = await besideOthers(options, progress);
-  publish(name, 'dmkit beside qemu-nbd and nbdkit', markdown(rows, options, on), { options, rows });
+if (rows.length > 0) {
+  const results = await measureRows(rows, options, progress);
+  add(markdown(results, options), { rows: results.map((result) => ({ ...result, verdicts: verdicts(result) })) });
+}
+if (wanted('io-counts')) {
+  const counts = await ioCounts();
+  add(ioCountsTable(counts), { ioCounts: counts });
 }
 if (wanted('exceptions')) {
-  const stores = await exceptions(values.dir, values.smoke ? [100_000] : [1_000_000, 10_000_000]);
-  publish(`${name}-exceptions`, 'Exceptions in memory', exceptionsTable(stores), { stores });
+  const stores = await exceptions(folders.memory, smoke ? [100_000] : [1_000_000, 10_000_000]);
+  add(exceptionsTable(stores), { exceptions: stores });
 }
 if (wanted('merge')) {
-  const asked = values.smoke ? 32 * 2 ** 20 : number('merge-mib') * 2 ** 20;
+  const asked = smoke ? 32 * 2 ** 20 : number('merge-mib') * 2 ** 20;
   const merges: MergeOptions = {
-    ...options,
-    folder: values['merge-dir'],
-    changes: fitting(values['merge-dir'], asked),
+    runs: 1,
+    seconds: smoke ? 0.2 : 4,
+    folder: folders.disk,
+    changes: fitting(folders.disk, asked),
   };
   if (merges.changes < asked)
     console.log(
       `${merges.folder} has room for ${merges.changes / 2 ** 20} MiB of changes, not for ${asked / 2 ** 20}.`,
     );
-  const rows = await merging(merges, progress);
-  publish(`${name}-merge`, 'Merging', mergeMarkdown(rows, merges, on), { options: merges, rows });
+  const merged = await merging(merges, progress);
+  add(mergeMarkdown(merged, merges), { merges, merged });
+}
+
+// Part of the table would take the place of a whole one.
+if (!smoke && (only === undefined || only === 'merge')) {
+  const path = `bench/results/${on.date}-node${process.versions.node.split('.')[0]}${only ? `-${only}` : ''}`;
+  writeFileSync(`${path}.json`, `${JSON.stringify(data, null, 2)}\n`);
+  writeFileSync(`${path}.md`, `${describe(on)}\n\n${report.join('\n')}`);
+  console.log(`Written to ${path}.json and .md`);
 }

@@ -1,12 +1,8 @@
 /** The figures of the merge benchmark as a Markdown table. */
 import type { MergeOptions, MergeRow } from './merge.ts';
-import { describe, grid, type Machine } from './report.ts';
+import { grid } from './report.ts';
 
-export function mergeMarkdown(
-  rows: readonly MergeRow[],
-  { changes, folder, runs, seconds }: MergeOptions,
-  on: Machine,
-) {
+export function mergeMarkdown(rows: readonly MergeRow[], { changes, folder, runs, seconds }: MergeOptions) {
   const speed = (times: readonly number[]) => changes / 2 ** 20 / median(times);
   const mib = (value: number) => `${Math.round(value)} MiB/s`;
   const ratio = (value: number, other: number) => `(${(value / other).toFixed(2)})`;
@@ -23,8 +19,7 @@ export function mergeMarkdown(
   });
   const early = rows.flatMap(({ case: { title }, early }) => (early ? `${title}: ${early}` : []));
   return [
-    describe(on),
-    `${changes / 2 ** 20} MiB of changes to an image of twice that size in ${folder}; median of ${runs} runs. Date: ${on.date}.`,
+    `${changes / 2 ** 20} MiB of changes to an image of twice that size in ${folder}; median of ${runs} runs.`,
     '',
     ...grid(
       ['changes', 'dmkit merge', 'plain copy', 'qemu-img commit', 'reads, no merge', 'reads beside the merge'],

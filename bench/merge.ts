@@ -19,8 +19,8 @@ import { join } from 'node:path';
 import { setTimeout as pause } from 'node:timers/promises';
 import { areaChunk, layoutOf } from '../src/formats/exception-store.ts';
 import { SECTOR, sector } from '../src/units.ts';
-import { serving, start } from './contestants/contestant.ts';
-import { fill, measure, readThrough } from './fio.ts';
+import { nbd, type Served, serving, start } from './contestants/contestant.ts';
+import { type Load, measure, readThrough, scatter } from './fio.ts';
 import { makeImage } from './image.ts';
 
 const SIDE = join(import.meta.dirname, 'merge-side.js');
@@ -99,7 +99,7 @@ async function measureCase(
   mkdirSync(folder);
   try {
     report(`merge, ${one.title}: writing the changes`);
-    await withServer(one, image, cow, folder, (uri) => write(uri('snapshot'), one, options));
+    await withServer(one, image, cow, folder, (volume) => write(volume('snapshot'), one, options));
     await writeOverlay(one, image, overlay, folder, options);
     const restore = keepAreas(cow, one.chunk);
     for (let run = 1; run <= options.runs; run++) {
@@ -120,7 +120,7 @@ async function measureCase(
         }),
       );
       drop([image, cow]);
-      await withServer(one, image, cow, folder, (uri, ask) => readMeanwhile(row, uri, ask, options, progress));
+      await withServer(one, image, cow, folder, (volume, ask) => readMeanwhile(row, volume, ask, options, progress));
       restore();
     }
     return row;
@@ -149,38 +149,40 @@ function keepAreas(cow: string, chunk: number): () => void {
 /** Reads a stretch of the origin that is in the page cache, wherever its chunks are: first alone, then beside the merge. */
 async function readMeanwhile(
   row: MergeRow,
-  uri: (name: string) => string,
+  volume: (name: string) => string[],
   ask: (word: string) => Promise<number>,
   { changes, seconds }: MergeOptions,
   progress: (text: string) => void,
 ): Promise<void> {
   const size = Math.min(2 ** 30, changes);
-  const load = { title: '', pattern: 'randread', blockSize: 4096, queueDepth: 32 } as const;
+  const load: Load = { pattern: 'randread', blockSize: 4096, depth: 32 };
+  const origin: Served = { volumes: [volume('origin')], flush: 'fsync', stop: async () => {} };
+  const reads = async () => (await measure(origin, load, { at: 0, length: size }, seconds, '')).iops;
   progress('reads, warming up');
-  for (const name of ['origin', 'snapshot']) await readThrough(uri(name), size);
+  for (const name of ['origin', 'snapshot']) await readThrough(volume(name), size);
   progress('reads');
-  row.idle.push((await measure(uri('origin'), load, size, seconds)).iops);
+  row.idle.push(await reads());
   progress('reads beside the merge');
   await ask('merge');
-  row.during.push((await measure(uri('origin'), load, size, seconds)).iops);
+  row.during.push(await reads());
   if ((await ask('progress')) === 0) row.early++;
   while ((await ask('progress')) > 0) await pause(100);
 }
 
-const write = (uri: string, { random }: MergeCase, { changes }: MergeOptions) =>
-  fill(uri, random ? 'randwrite' : 'write', random ? 2 * changes : changes, changes, WRITE);
+const write = (volume: string[], { random }: MergeCase, { changes }: MergeOptions) =>
+  scatter(volume, random ? 'randwrite' : 'write', random ? 2 * changes : changes, changes, WRITE);
 
 async function withServer(
   { chunk }: MergeCase,
   image: string,
   cow: string,
   folder: string,
-  use: (uri: (name: string) => string, ask: (word: string) => Promise<number>) => Promise<void>,
+  use: (volume: (name: string) => string[], ask: (word: string) => Promise<number>) => Promise<void>,
 ): Promise<void> {
   const socket = join(folder, 's');
   const args = ['serve', image, cow, String(chunk), socket];
   const child = fork(SIDE, args, { stdio: ['ignore', 'ignore', 'pipe', 'ipc'] });
-  const served = await serving(child, `${SIDE} ${args.join(' ')}`, socket, '');
+  const served = await serving(child, `${SIDE} ${args.join(' ')}`, socket);
   const ask = (word: string) =>
     new Promise<number>((resolve, reject) => {
       const gone = () => reject(new Error(`The server ended before it had answered ${word}`));
@@ -192,7 +194,7 @@ async function withServer(
       child.send(word);
     });
   try {
-    await use((name) => `nbd+unix:///${name}?socket=${socket}`, ask);
+    await use((name) => nbd(socket, name), ask);
   } finally {
     await served.stop();
   }
@@ -219,11 +221,11 @@ async function writeOverlay(
     `cluster_size=${WRITE}`,
     overlay,
   ]);
-  const served = await start(socket, `nbd+unix:///?socket=${socket}`, 'qemu-nbd', [
+  const served = await start(socket, [nbd(socket)], 'qemu-nbd', [
     ...['--socket', socket, '--format', 'qcow2', '--persistent', overlay],
   ]);
   try {
-    await write(served.uri, one, options);
+    await write(served.volumes[0], one, options);
   } finally {
     await served.stop();
   }

@@ -2,35 +2,53 @@ import { type ChildProcess, spawn } from 'node:child_process';
 import { connect } from 'node:net';
 import { setTimeout as pause } from 'node:timers/promises';
 
-/** `snapshot`: writes go to a store beside the image. `origin`: the image itself. */
-export type Side = 'snapshot' | 'origin';
-
 /** Bytes: the chunk or cluster that every contestant copies. */
 export const CHUNK = 65536;
 
-/** A program that serves an image and a snapshot of it. */
+/** A program that serves volumes over an image. */
 export interface Contestant {
   name: string;
   /** What it is, in one line of a report. */
-  describe(side: Side): string;
-  version(): string;
-  /** Serves one side of `image`, with an empty store in `folder` (which is empty). */
-  serve(side: Side, image: string, folder: string): Promise<Served>;
+  describe: string;
+  /** Whether it keeps the image as it was, as a snapshot does. Those that do are the peers that tails are compared with. */
+  copiesOnWrite: boolean;
+  /** Of the program, if it is not dmkit. */
+  version?(): string;
+  /** Serves volumes over `image`, with empty stores in `folder` (which is empty). */
+  serve(image: string, folder: string): Promise<Served>;
 }
 
 export interface Served {
-  uri: string;
+  /** For each volume, fio's words for where it is. */
+  volumes: string[][];
+  /** fio's word for what makes a write durable. */
+  flush: 'fsync' | 'fdatasync';
+  /** The server, if there is one. */
+  pid?: number;
   stop(): Promise<void>;
 }
 
+/** fio's words for an export. */
+export const nbd = (socket: string, name = '') => ['--ioengine=nbd', `--uri=nbd+unix:///${name}?socket=${socket}`];
+
 /** Starts a server and waits until its socket takes connections. */
-export async function start(socket: string, uri: string, command: string, args: string[], env = {}): Promise<Served> {
+export async function start(
+  socket: string,
+  volumes: string[][],
+  command: string,
+  args: string[],
+  env = {},
+): Promise<Served> {
   const child = spawn(command, args, { stdio: ['ignore', 'ignore', 'pipe'], env: { ...process.env, ...env } });
-  return serving(child, `${command} ${args.join(' ')}`, socket, uri);
+  return { volumes, flush: 'fsync', ...(await serving(child, `${command} ${args.join(' ')}`, socket)) };
 }
 
 /** Waits until the socket of a server takes connections. */
-export async function serving(child: ChildProcess, command: string, socket: string, uri: string): Promise<Served> {
+export async function serving(
+  child: ChildProcess,
+  command: string,
+  socket: string,
+): Promise<Pick<Served, 'pid' | 'stop'>> {
   let complaint = '';
   child.stderr?.on('data', (text) => (complaint += text));
   let failed: string | undefined;
@@ -43,7 +61,7 @@ export async function serving(child: ChildProcess, command: string, socket: stri
       throw new Error(`Cannot start ${command}: ${failed ?? `${socket} does not answer`}`);
     }
   }
-  return { uri, stop: () => stop(child) };
+  return { pid: child.pid, stop: () => stop(child) };
 }
 
 async function stop(child: ChildProcess): Promise<void> {

@@ -1,28 +1,16 @@
-/** dmkit without its daemon: a snapshot and its origin as two exports. `dmkit-server.js IMAGE COW SOCKET` */
-import { closeSync, ftruncateSync, openSync, statSync } from 'node:fs';
+/** dmkit without its daemon: `dmkit-server.js SOCKET 'NAME START LENGTH TARGET ARGUMENT...'...`, each an export. */
 import { Disks } from '../../src/device/open.ts';
 import { Mapper } from '../../src/mapper/mapper.ts';
 import { NbdServer } from '../../src/services/nbd/server.ts';
-import { SECTOR } from '../../src/units.ts';
-import { CHUNK } from './contestant.ts';
 
-const [image, cow, socket] = process.argv.slice(2);
-const size = statSync(image).size;
-const sectors = size / SECTOR;
-const chunks = size / CHUNK;
-// A header, the areas and every chunk once: such a store never overflows.
-const file = openSync(cow, 'w');
-ftruncateSync(file, CHUNK * (2 + chunks + Math.ceil(chunks / (CHUNK / 16))));
-closeSync(file);
-
+const [socket, ...tables] = process.argv.slice(2);
 const mapper = new Mapper({ opener: new Disks() });
-const add = async (name: string, type: string, args: string) => {
+for (const table of tables) {
+  const [name, start, length, type, ...args] = table.split(' ');
   await mapper.create(name);
-  await mapper.load({ name }, [{ start: 0, length: sectors, type, args }]);
+  await mapper.load({ name }, [{ start: Number(start), length: Number(length), type, args: args.join(' ') }]);
   await mapper.resume({ name });
-};
-await add('snapshot', 'snapshot', `${image} ${cow} P ${CHUNK / SECTOR}`);
-await add('origin', 'snapshot-origin', image);
+}
 
 const server = new NbdServer({
   list: async () => (await mapper.list()).map(({ name }) => ({ name })),

@@ -1,19 +1,82 @@
-import { readFileSync } from 'node:fs';
+import { closeSync, copyFileSync, ftruncateSync, openSync, statSync } from 'node:fs';
 import { join } from 'node:path';
-import { CHUNK, type Contestant, start } from './contestant.ts';
+import { SECTOR } from '../../src/units.ts';
+import { CHUNK, type Contestant, nbd, start } from './contestant.ts';
 
 const SERVER = join(import.meta.dirname, 'dmkit-server.js');
 
-export const dmkit: Contestant = {
-  name: 'dmkit',
-  describe: (side) =>
-    side === 'snapshot'
-      ? `snapshot target, persistent, ${CHUNK / 1024} KiB chunks`
-      : 'snapshot-origin target with one such snapshot, which keeps the old content of every chunk written',
-  version: () => JSON.parse(readFileSync('package.json', 'utf8')).version,
-  serve(side, image, folder) {
-    const socket = join(folder, 's');
-    const args = [SERVER, image, join(folder, 'cow.img'), socket];
-    return start(socket, `nbd+unix:///${side}?socket=${socket}`, process.execPath, args);
-  },
-};
+/** The target and arguments of a table line over all of the image. `cow` makes a store, `copy` an image that may be written. */
+type Tables = (image: string, cow: () => string, copy: () => string) => Record<string, string>;
+
+/** dmkit with these devices, of which `volumes` are measured. */
+function tables(name: string, describe: string, volumes: string[], lines: Tables): Contestant {
+  return {
+    name,
+    describe,
+    copiesOnWrite: true,
+    serve(image, folder) {
+      const { size } = statSync(image);
+      const socket = join(folder, 's');
+      let stores = 0;
+      const cow = () => sparse(join(folder, `${stores++}.cow`), size);
+      const copy = () => {
+        copyFileSync(image, join(folder, 'image.raw'));
+        return join(folder, 'image.raw');
+      };
+      const words = Object.entries(lines(image, cow, copy)).map(([name, line]) => `${name} 0 ${size / SECTOR} ${line}`);
+      const clients = volumes.map((volume) => nbd(socket, volume));
+      return start(socket, clients, process.execPath, [SERVER, socket, ...words]);
+    },
+  };
+}
+
+/** A header, the areas and every chunk once: such a store never overflows. A file takes only the space that is used. */
+function sparse(path: string, size: number): string {
+  const chunks = size / CHUNK;
+  const file = openSync(path, 'w');
+  ftruncateSync(file, CHUNK * (2 + chunks + Math.ceil(chunks / (CHUNK / 16))));
+  closeSync(file);
+  return path;
+}
+
+const CHUNK_SECTORS = CHUNK / SECTOR;
+const count = (n: number, noun: string) => `${n} ${noun}${n === 1 ? '' : 's'}`;
+const each = (n: number, name: string) => Array.from({ length: n }, (_, i) => `${name}${i}`);
+
+/** So many snapshots of the image. */
+export const snapshots = (n: number): Contestant =>
+  tables(
+    n === 1 ? 'dmkit' : count(n, 'volume'),
+    `snapshot target, persistent, ${CHUNK / 1024} KiB chunks`,
+    each(n, 'snapshot'),
+    (image, cow) =>
+      Object.fromEntries(each(n, 'snapshot').map((name) => [name, `snapshot ${image} ${cow()} P ${CHUNK_SECTORS}`])),
+  );
+
+export const dmkit = snapshots(1);
+
+/** The origin of so many snapshots. */
+export const origin = (n: number): Contestant =>
+  tables(
+    count(n, 'snapshot'),
+    'snapshot-origin target; each snapshot keeps the old content of every chunk written',
+    ['origin'],
+    (_, cow, copy) => {
+      const image = copy();
+      const lines = each(n, 'snapshot').map((name) => [name, `snapshot ${image} ${cow()} P ${CHUNK_SECTORS}`]);
+      return { ...Object.fromEntries(lines), origin: `snapshot-origin ${image}` };
+    },
+  );
+
+/** A snapshot of the image, and one of a disk that takes `delayMs` for everything. */
+export const besideSlow = (delayMs: number): Contestant =>
+  tables(
+    'fast beside slow',
+    `a snapshot in the same process as one whose origin is a delay target of ${delayMs} ms`,
+    ['fast', 'slow'],
+    (image, cow, copy) => ({
+      'slow-disk': `delay ${copy()} 0 ${delayMs}`,
+      fast: `snapshot ${image} ${cow()} P ${CHUNK_SECTORS}`,
+      slow: `snapshot slow-disk ${cow()} P ${CHUNK_SECTORS}`,
+    }),
+  );

@@ -1,19 +1,27 @@
 import { execFileSync } from 'node:child_process';
 import { join } from 'node:path';
-import { CHUNK, type Contestant, start } from './contestant.ts';
+import { CHUNK, type Contestant, nbd, start } from './contestant.ts';
 
-export const nbdkit: Contestant = {
-  name: 'nbdkit',
-  describe: (side) =>
-    side === 'snapshot'
-      ? `file plugin with the cow filter, ${CHUNK / 1024} KiB blocks; its store is lost when it ends`
-      : 'file plugin; protects no snapshot',
-  version: () => execFileSync('nbdkit', ['--version'], { encoding: 'utf8' }).trim().split(' ')[1],
-  serve(side, image, folder) {
-    const socket = join(folder, 's');
-    const filter = side === 'snapshot' ? ['--filter=cow'] : [];
-    const block = side === 'snapshot' ? [`cow-block-size=${CHUNK}`] : [];
-    const args = ['--foreground', '--unix', socket, ...filter, 'file', image, ...block];
-    return start(socket, `nbd+unix:///?socket=${socket}`, 'nbdkit', args, { TMPDIR: folder });
-  },
+const version = () => execFileSync('nbdkit', ['--version'], { encoding: 'utf8' }).trim();
+
+const serve = (folder: string, args: string[]) => {
+  const socket = join(folder, 's');
+  return start(socket, [nbd(socket)], 'nbdkit', ['--foreground', '--unix', socket, ...args], { TMPDIR: folder });
+};
+
+export const nbdkitCow: Contestant = {
+  name: 'nbdkit cow',
+  describe: `the cow filter over the file plugin, ${CHUNK / 1024} KiB blocks; its store is lost when it ends`,
+  copiesOnWrite: true,
+  version,
+  serve: (image, folder) => serve(folder, ['--filter=cow', 'file', image, `cow-block-size=${CHUNK}`]),
+};
+
+/** No copy-on-write at all: the image itself. Only to be read, as all contestants share it. */
+export const nbdkitFile: Contestant = {
+  name: 'nbdkit file',
+  describe: 'the file plugin on the image itself: no copy-on-write at all',
+  copiesOnWrite: false,
+  version,
+  serve: (image, folder) => serve(folder, ['--readonly', 'file', image]),
 };

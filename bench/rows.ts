@@ -1,0 +1,152 @@
+/** What is measured, and what must come out: a new row of the table is one more of these. */
+import type { Contestant } from './contestants/contestant.ts';
+import { besideSlow, dmkit, origin, snapshots } from './contestants/dmkit.ts';
+import { nbdkitCow, nbdkitFile } from './contestants/nbdkit.ts';
+import { qemuNbd } from './contestants/qemu-nbd.ts';
+import { rawFile } from './contestants/raw-file.ts';
+import type { Load } from './fio.ts';
+
+export interface Row {
+  workload: string;
+  /** `memory` for what the processor does, `disk` for what waits for one. */
+  where: 'memory' | 'disk';
+  load: Load;
+  /** The part of the chunks that is in the store before: 0, 0.5 or 1. */
+  filled: number;
+  /** Bytes of the image that are used. */
+  span: number;
+  /** What is compared. */
+  figure: 'iops' | 'bandwidth' | 'cpu';
+  /** `others`: the first to each of the others, as a ratio above 1 where the first is better. `first`: each to the first. */
+  compare: 'others' | 'first';
+  entrants: Entrant[];
+}
+
+export interface Entrant {
+  contestant: Contestant;
+  /** Instead of the contestant's name. */
+  name?: string;
+  /** The goal for the ratio in this line. */
+  atLeast?: number;
+  /** What differs from the row's. */
+  load?: Partial<Load>;
+  /** Goes on meanwhile at the contestant's last volume, which is not measured. */
+  beside?: Load;
+}
+
+const KIB = 1024;
+const GIB = 2 ** 30;
+
+const beside = (contestant: Contestant, atLeast?: number): Entrant => ({ contestant, atLeast });
+const both = (atLeast: number) => [{ contestant: dmkit }, beside(qemuNbd, atLeast), beside(nbdkitCow, atLeast)];
+const size = (bytes: number) => (bytes < 2 ** 20 ? `${bytes / KIB} KiB` : `${bytes / 2 ** 20} MiB`);
+
+const random: Load = { pattern: 'randread', blockSize: 4 * KIB, depth: 32 };
+const overwrite: Load = { ...random, pattern: 'randwrite' };
+const firstWrite: Load = { ...overwrite, once: true };
+const commit: Load = { ...overwrite, depth: 1, flush: true };
+
+const inMemory = { where: 'memory', span: GIB, figure: 'iops', compare: 'others' } as const;
+
+const throughSnapshot: Row[] = [
+  {
+    ...inMemory,
+    workload: 'random 4 KiB read, QD 32',
+    load: random,
+    filled: 0.5,
+    entrants: [...both(3), beside(nbdkitFile, 1.2)],
+  },
+  { ...inMemory, workload: 'random 4 KiB read, QD 1', load: { ...random, depth: 1 }, filled: 0.5, entrants: both(1) },
+  { ...inMemory, workload: 'random 4 KiB overwrite, QD 32', load: overwrite, filled: 1, entrants: both(2.5) },
+  { ...inMemory, workload: 'random 4 KiB first write, QD 32', load: firstWrite, filled: 0, entrants: both(2) },
+];
+
+const sequential: Row[] = [128 * KIB, 1024 * KIB].flatMap((blockSize) => {
+  const row = { ...inMemory, figure: 'bandwidth', entrants: both(1) } as const;
+  const words = `sequential ${size(blockSize)}`;
+  const write: Load = { pattern: 'write', blockSize, depth: 8 };
+  return [
+    { ...row, workload: `${words} read, QD 8`, load: { ...write, pattern: 'read' }, filled: 0.5 },
+    { ...row, workload: `${words} overwrite, QD 8`, load: write, filled: 1 },
+    { ...row, workload: `${words} first write, QD 8`, load: { ...write, once: true }, filled: 0 },
+  ];
+});
+
+const commits: Row[] = [1, 16].flatMap((connections) => {
+  const row = { where: 'disk', span: GIB / 4, figure: 'iops', compare: 'others' } as const;
+  const load = { ...commit, connections };
+  const words = `${connections} × (4 KiB write, then flush)`;
+  // nbdkit's cow filter answers a flush and makes nothing durable: shown, no goal.
+  const entrants = [{ contestant: dmkit }, beside(qemuNbd, 1), beside(nbdkitCow)];
+  return [
+    { ...row, workload: `${words}, overwrite`, load, filled: 1, entrants: [...entrants, beside(rawFile, 0.7)] },
+    { ...row, workload: `${words}, first write`, load, filled: 0, span: GIB, entrants },
+  ];
+});
+
+const cpu: Row[] = [
+  { ...inMemory, workload: 'random 4 KiB read at 20,000 IOPS', load: random, filled: 0.5, entrants: both(1) },
+  { ...inMemory, workload: 'random 4 KiB overwrite at 20,000 IOPS', load: overwrite, filled: 1, entrants: both(1) },
+].map((row) => ({ ...row, figure: 'cpu', load: { ...row.load, depth: 8, rate: 20_000 } }));
+
+const origins: Row[] = [
+  {
+    ...inMemory,
+    workload: 'origin, random 4 KiB rewrite, QD 32',
+    load: overwrite,
+    filled: 1,
+    span: GIB / 8,
+    compare: 'first',
+    entrants: [beside(origin(0)), beside(origin(1), 0.8), beside(origin(4)), beside(origin(16), 0.5)],
+  },
+  {
+    workload: 'origin, random 4 KiB first write, QD 32',
+    where: 'disk',
+    load: firstWrite,
+    filled: 0,
+    span: GIB / 8,
+    figure: 'iops',
+    compare: 'first',
+    entrants: [0, 1, 4, 16].map((n) => beside(origin(n))),
+  },
+];
+
+const connections: Row[] = [
+  { load: random, filled: 0.5, words: 'read' },
+  { load: overwrite, filled: 1, words: 'overwrite' },
+].map(({ words, ...row }) => ({
+  ...inMemory,
+  ...row,
+  workload: `random 4 KiB ${words} on many connections, QD 32 each`,
+  compare: 'first',
+  entrants: [
+    { contestant: dmkit, name: 'one connection' },
+    { contestant: dmkit, name: '8 connections', load: { connections: 8 }, atLeast: 1 },
+    ...[4, 16, 64].map((n) => beside(snapshots(n), 1)),
+  ],
+}));
+
+const slow: Row[] = [
+  {
+    ...inMemory,
+    workload: 'random 4 KiB read of a fast volume beside a slow one, QD 32',
+    load: random,
+    filled: 0.5,
+    span: GIB / 8,
+    compare: 'first',
+    entrants: [
+      { contestant: besideSlow(100), name: 'alone' },
+      { contestant: besideSlow(100), name: 'beside a slow one', beside: random },
+    ],
+  },
+];
+
+export const parts: Record<string, Row[]> = {
+  snapshot: throughSnapshot,
+  sequential,
+  commits,
+  cpu,
+  origins,
+  connections,
+  slow,
+};
