@@ -76,7 +76,11 @@ export function markdown(results: readonly Result[], { runs, seconds, folders }:
     ...grid(head, body),
     '',
     `Median of ${runs} runs, of ${seconds} s where the amount is not fixed. Commits and first writes to an origin in ${folders.disk}, all else in ${folders.memory}.`,
-    'CPU: of the server, for each request.',
+    'CPU: of the server, for each request. Ratio: dmkit compared to that line, or the line to the first.',
+    '',
+    ...[...new Set(results.flatMap(({ row }) => row.entrants.map(({ contestant }) => contestant.describe)))].map(
+      (describe) => `- ${describe}`,
+    ),
     '',
   ].join('\n');
 }

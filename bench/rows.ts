@@ -30,7 +30,7 @@ export interface Entrant {
   atLeast?: number;
   /** What differs from the row's. */
   load?: Partial<Load>;
-  /** Goes on meanwhile at the contestant's last volume, which is not measured. */
+  /** Goes on meanwhile at the contestant's other volumes, which are not measured. */
   beside?: Load;
 }
 
@@ -136,7 +136,7 @@ const slow: Row[] = [
     compare: 'first',
     entrants: [
       { contestant: besideSlow(100), name: 'alone' },
-      { contestant: besideSlow(100), name: 'beside a slow one', beside: random },
+      { contestant: besideSlow(100), name: 'beside the slow one', beside: random, atLeast: 0.9 },
     ],
   },
 ];

@@ -96,13 +96,12 @@ async function open(row: Row, entrant: Entrant, span: Span, image: string, paren
   const scratch = join(folder, 'fio.log');
   const served = await entrant.contestant.serve(image, folder);
   const load = { ...row.load, ...entrant.load };
-  const apart = entrant.beside && { ...served, volumes: served.volumes.slice(-1) };
-  const measured = apart ? { ...served, volumes: served.volumes.slice(0, -1) } : served;
+  const others = { ...served, volumes: served.others ?? [] };
   const session = {
     async measure(seconds: number) {
-      const other = apart && entrant.beside && measure(apart, entrant.beside, span, seconds, scratch);
+      const other = entrant.beside && measure(others, entrant.beside, span, seconds, scratch);
       const before = served.pid ? cpuSeconds(served.pid) : 0;
-      const figure = await measure(measured, load, span, seconds, scratch);
+      const figure = await measure(served, load, span, seconds, scratch);
       const after = served.pid ? cpuSeconds(served.pid) : 0;
       await other;
       return { ...figure, cpu: ((after - before) * 1e6) / figure.requests };
@@ -113,9 +112,9 @@ async function open(row: Row, entrant: Entrant, span: Span, image: string, paren
     },
   };
   try {
-    if (row.filled > 0 && entrant.contestant.copiesOnWrite) await fill(measured, span, row.filled);
+    if (row.filled > 0 && entrant.contestant.copiesOnWrite) await fill(served, span, row.filled);
     // A server that has just started is not as fast as it will be. Beyond the span, nothing is used up.
-    if (firstWrites(row)) await measure(measured, load, { at: span.length, length: span.length / 4 }, 0.3, scratch);
+    if (firstWrites(row)) await measure(served, load, { at: span.length, length: span.length / 4 }, 0.3, scratch);
     return session;
   } catch (error) {
     await session.close();

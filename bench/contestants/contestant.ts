@@ -21,6 +21,8 @@ export interface Contestant {
 export interface Served {
   /** For each volume, fio's words for where it is. */
   volumes: string[][];
+  /** Volumes that are busy beside these, and not measured. */
+  others?: string[][];
   /** fio's word for what makes a write durable. */
   flush: 'fsync' | 'fdatasync';
   /** The server, if there is one. */

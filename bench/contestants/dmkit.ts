@@ -8,13 +8,13 @@ const SERVER = join(import.meta.dirname, 'dmkit-server.js');
 /** The target and arguments of a table line over all of the image. `cow` makes a store, `copy` an image that may be written. */
 type Tables = (image: string, cow: () => string, copy: () => string) => Record<string, string>;
 
-/** dmkit with these devices, of which `volumes` are measured. */
-function tables(name: string, describe: string, volumes: string[], lines: Tables): Contestant {
+/** dmkit with these devices, of which `volumes` are measured, and `others` may be busy meanwhile. */
+function tables(name: string, describe: string, volumes: string[], lines: Tables, others: string[] = []): Contestant {
   return {
     name,
     describe,
     copiesOnWrite: true,
-    serve(image, folder) {
+    async serve(image, folder) {
       const { size } = statSync(image);
       const socket = join(folder, 's');
       let stores = 0;
@@ -24,8 +24,9 @@ function tables(name: string, describe: string, volumes: string[], lines: Tables
         return join(folder, 'image.raw');
       };
       const words = Object.entries(lines(image, cow, copy)).map(([name, line]) => `${name} 0 ${size / SECTOR} ${line}`);
-      const clients = volumes.map((volume) => nbd(socket, volume));
-      return start(socket, clients, process.execPath, [SERVER, socket, ...words]);
+      const clients = (names: string[]) => names.map((name) => nbd(socket, name));
+      const served = await start(socket, clients(volumes), process.execPath, [SERVER, socket, ...words]);
+      return { ...served, others: clients(others) };
     },
   };
 }
@@ -47,7 +48,7 @@ const each = (n: number, name: string) => Array.from({ length: n }, (_, i) => `$
 export const snapshots = (n: number): Contestant =>
   tables(
     n === 1 ? 'dmkit' : count(n, 'volume'),
-    `snapshot target, persistent, ${CHUNK / 1024} KiB chunks`,
+    `dmkit: snapshot target, persistent, ${CHUNK / 1024} KiB chunks`,
     each(n, 'snapshot'),
     (image, cow) =>
       Object.fromEntries(each(n, 'snapshot').map((name) => [name, `snapshot ${image} ${cow()} P ${CHUNK_SECTORS}`])),
@@ -59,7 +60,7 @@ export const dmkit = snapshots(1);
 export const origin = (n: number): Contestant =>
   tables(
     count(n, 'snapshot'),
-    'snapshot-origin target; each snapshot keeps the old content of every chunk written',
+    "origin: dmkit's snapshot-origin target; each snapshot keeps the old content of every chunk written",
     ['origin'],
     (_, cow, copy) => {
       const image = copy();
@@ -72,11 +73,12 @@ export const origin = (n: number): Contestant =>
 export const besideSlow = (delayMs: number): Contestant =>
   tables(
     'fast beside slow',
-    `a snapshot in the same process as one whose origin is a delay target of ${delayMs} ms`,
-    ['fast', 'slow'],
+    `beside a slow one: a snapshot of dmkit in the same process as one whose origin is a delay target of ${delayMs} ms`,
+    ['fast'],
     (image, cow, copy) => ({
       'slow-disk': `delay ${copy()} 0 ${delayMs}`,
       fast: `snapshot ${image} ${cow()} P ${CHUNK_SECTORS}`,
       slow: `snapshot slow-disk ${cow()} P ${CHUNK_SECTORS}`,
     }),
+    ['slow'],
   );

@@ -11,7 +11,7 @@ const serve = (folder: string, args: string[]) => {
 
 export const nbdkitCow: Contestant = {
   name: 'nbdkit cow',
-  describe: `the cow filter over the file plugin, ${CHUNK / 1024} KiB blocks; its store is lost when it ends`,
+  describe: `nbdkit cow: the cow filter over the file plugin, ${CHUNK / 1024} KiB blocks; a flush makes nothing durable, its store is lost when it ends`,
   copiesOnWrite: true,
   version,
   serve: (image, folder) => serve(folder, ['--filter=cow', 'file', image, `cow-block-size=${CHUNK}`]),
@@ -20,7 +20,7 @@ export const nbdkitCow: Contestant = {
 /** No copy-on-write at all: the image itself. Only to be read, as all contestants share it. */
 export const nbdkitFile: Contestant = {
   name: 'nbdkit file',
-  describe: 'the file plugin on the image itself: no copy-on-write at all',
+  describe: 'nbdkit file: the file plugin on the image itself: no copy-on-write at all',
   copiesOnWrite: false,
   version,
   serve: (image, folder) => serve(folder, ['--readonly', 'file', image]),

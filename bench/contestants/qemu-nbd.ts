@@ -4,7 +4,7 @@ import { CHUNK, type Contestant, nbd, start } from './contestant.ts';
 
 export const qemuNbd: Contestant = {
   name: 'qemu-nbd + qcow2',
-  describe: `an overlay with ${CHUNK / 1024} KiB clusters`,
+  describe: `qemu-nbd + qcow2: an overlay with ${CHUNK / 1024} KiB clusters`,
   copiesOnWrite: true,
   version: () => execFileSync('qemu-nbd', ['--version'], { encoding: 'utf8' }).split('\n')[0].trim(),
   serve(image, folder) {

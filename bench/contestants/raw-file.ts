@@ -5,7 +5,8 @@ import type { Contestant } from './contestant.ts';
 /** What the filesystem itself can do: as many threads as there are connections, each with one write and `fdatasync` at a time. */
 export const rawFile: Contestant = {
   name: 'write + fdatasync',
-  describe: 'no server: fio writes to a copy of the image on the same filesystem, one thread for each connection',
+  describe:
+    'write + fdatasync: no server; fio writes to a copy of the image on the same filesystem, one thread for each connection',
   copiesOnWrite: false,
   async serve(image, folder) {
     const path = join(folder, 'raw.img');
