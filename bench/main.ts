@@ -19,7 +19,7 @@ const { values } = parseArgs({
     'memory-dir': { type: 'string', default: '/dev/shm' },
     'disk-dir': { type: 'string', default: '/var/tmp' },
     runs: { type: 'string', default: '5' },
-    seconds: { type: 'string', default: '1.5' },
+    seconds: { type: 'string', default: '1' },
     'merge-mib': { type: 'string', default: '8192' },
     only: { type: 'string' },
     smoke: { type: 'boolean', default: false },
@@ -48,6 +48,8 @@ const folders = { memory: values['memory-dir'], disk: values['disk-dir'] };
 const options: Options = smoke
   ? { folders, scale: 1 / 32, runs: 1, seconds: 0.1 }
   : { folders, scale: 1, runs: number('runs'), seconds: number('seconds') };
+
+for (const signal of ['SIGINT', 'SIGTERM'] as const) process.once(signal, () => process.exit(1));
 
 const progress = (text: string) => {
   if (process.stderr.isTTY) process.stderr.write(`\r\x1b[K${text}`);

@@ -34,15 +34,19 @@ export async function measureRows(
   options: Options,
   progress: (text: string) => void,
 ): Promise<Result[]> {
-  const folders = { memory: '', disk: '' };
+  const make = (where: Row['where']) => mkdtempSync(join(options.folders[where], 'dmkit-bench-'));
+  const folders = { memory: make('memory'), disk: make('disk') };
+  const remove = () => {
+    for (const folder of Object.values(folders)) rmSync(folder, { recursive: true, force: true });
+  };
+  // An interrupted run ends without the block below.
+  process.once('exit', remove);
   try {
-    for (const where of ['memory', 'disk'] as const)
-      folders[where] = mkdtempSync(join(options.folders[where], 'dmkit-bench-'));
     const results: Result[] = [];
     for (const row of rows) results.push({ row, lines: await measureRow(row, folders[row.where], options, progress) });
     return results;
   } finally {
-    for (const folder of Object.values(folders)) rmSync(folder, { recursive: true, force: true });
+    remove();
   }
 }
 

@@ -33,6 +33,12 @@ export interface Served {
 /** fio's words for an export. */
 export const nbd = (socket: string, name = '') => ['--ioengine=nbd', `--uri=nbd+unix:///${name}?socket=${socket}`];
 
+/** Nobody outlives the benchmark, however it ends. */
+const running = new Set<ChildProcess>();
+process.once('exit', () => {
+  for (const child of running) child.kill('SIGKILL');
+});
+
 /** Starts a server and waits until its socket takes connections. */
 export async function start(
   socket: string,
@@ -51,6 +57,7 @@ export async function serving(
   command: string,
   socket: string,
 ): Promise<Pick<Served, 'pid' | 'stop'>> {
+  running.add(child);
   let complaint = '';
   child.stderr?.on('data', (text) => (complaint += text));
   let failed: string | undefined;
@@ -67,6 +74,7 @@ export async function serving(
 }
 
 async function stop(child: ChildProcess): Promise<void> {
+  running.delete(child);
   if (child.exitCode !== null || child.signalCode !== null || child.pid === undefined) return;
   const gone = new Promise((resolve) => child.once('exit', resolve));
   child.kill('SIGTERM');

@@ -5,6 +5,9 @@ import { CHUNK, type Contestant, nbd, start } from './contestant.ts';
 
 const SERVER = join(import.meta.dirname, 'dmkit-server.js');
 
+/** As in the daemon. */
+const THREADS = { UV_THREADPOOL_SIZE: '64' };
+
 /** The target and arguments of a table line over all of the image. `cow` makes a store, `copy` an image that may be written. */
 type Tables = (image: string, cow: () => string, copy: () => string) => Record<string, string>;
 
@@ -25,7 +28,7 @@ function tables(name: string, describe: string, volumes: string[], lines: Tables
       };
       const words = Object.entries(lines(image, cow, copy)).map(([name, line]) => `${name} 0 ${size / SECTOR} ${line}`);
       const clients = (names: string[]) => names.map((name) => nbd(socket, name));
-      const served = await start(socket, clients(volumes), process.execPath, [SERVER, socket, ...words]);
+      const served = await start(socket, clients(volumes), process.execPath, [SERVER, socket, ...words], THREADS);
       return { ...served, others: clients(others) };
     },
   };
