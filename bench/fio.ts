@@ -62,8 +62,10 @@ export async function measure(
   if (!load.once) words.push('--time_based', `--runtime=${runtime}ms`, '--norandommap');
   // The flush counts, so that nothing is put off until after the measurement.
   else words.push('--end_fsync=1');
-  if (load.once && load.pattern === 'randwrite') words.push(...onePerChunk(scratch, span, load.blockSize));
-  const reports = await fio(served.volumes, span, words);
+  const scattered = load.once && load.pattern === 'randwrite';
+  const reports = await fio(served.volumes, span, words, (share, i) =>
+    scattered ? onePerChunk(`${scratch}.${i}`, share, load.blockSize) : [],
+  );
   const sideOf = ({ jobs: [job] }: Report) => (load.pattern.endsWith('read') ? job.read : job.write);
   const last = reports[reports.length - 1];
   const [job] = last.jobs;
@@ -148,15 +150,21 @@ interface Report {
   jobs: Job[];
 }
 
-/** One process for all volumes, with a thread for each connection; reports sum them up, and the last one is on all. */
-function fio(volumes: string[][], { at, length }: Span, words: string[]): Promise<Report[]> {
-  const share = length / volumes.length;
-  const jobs = volumes.flatMap((volume, i) => [
-    '--name=load',
-    ...volume,
-    `--offset=${at + i * share}`,
-    `--size=${share}`,
-  ]);
+/**
+ * One process for all volumes, with a thread for each connection; reports sum them up, and the last one is on all. `own`:
+ * words for a volume of which this span is used.
+ */
+function fio(
+  volumes: string[][],
+  { at, length: all }: Span,
+  words: string[],
+  own = (_share: Span, _volume: number): string[] => [],
+): Promise<Report[]> {
+  const length = all / volumes.length;
+  const jobs = volumes.flatMap((volume, i) => {
+    const share = { at: at + i * length, length };
+    return ['--name=load', ...volume, `--offset=${share.at}`, `--size=${length}`, ...own(share, i)];
+  });
   const common = ['--thread', '--group_reporting', '--randseed=1', '--percentile_list=50:99:99.9'];
   const args = ['--output-format=json', ...common, ...words, ...jobs];
   return new Promise((resolve, reject) => {

@@ -1,6 +1,7 @@
 /** What is measured, and what must come out: a new row of the table is one more of these. */
 import type { Contestant } from './contestants/contestant.ts';
 import { besideSlow, dmkit, origin, snapshots } from './contestants/dmkit.ts';
+import { forks } from './contestants/dmkit-daemon.ts';
 import { nbdkitCow, nbdkitFile } from './contestants/nbdkit.ts';
 import { qemuNbd } from './contestants/qemu-nbd.ts';
 import { rawFile } from './contestants/raw-file.ts';
@@ -141,6 +142,18 @@ const slow: Row[] = [
   },
 ];
 
+const engines: Row[] = [
+  { load: random, filled: 0.5, words: 'read' },
+  { load: firstWrite, filled: 0, words: 'first write' },
+].map(({ words, ...row }) => ({
+  ...inMemory,
+  ...row,
+  workload: `random 4 KiB ${words}, volumes that share nothing, QD 32 each`,
+  span: GIB / 2,
+  compare: 'first',
+  entrants: [beside(forks(1, 0)), beside(forks(2, 0)), beside(forks(2, 2))],
+}));
+
 export const parts: Record<string, Row[]> = {
   snapshot: throughSnapshot,
   sequential,
@@ -149,4 +162,5 @@ export const parts: Record<string, Row[]> = {
   origins,
   connections,
   slow,
+  engines,
 };
