@@ -18,11 +18,12 @@ import { Attachments } from '../attach/attachments.ts';
 import { engineCalls } from '../engine/engine.ts';
 import { EngineExports } from '../engine/engine-exports.ts';
 import { Engines } from '../engine/engines.ts';
+import type { PeerHandlers } from '../engine/peer.ts';
 import { Registry } from '../engine/registry.ts';
-import { startEngine } from '../engine/start-engine.ts';
+import type { EngineStart } from '../engine/remote-engine.ts';
+import { startEngine, startThread, type Thread } from '../engine/start-engine.ts';
 import { EventLog } from '../events/event-log.ts';
 import type { ForkOptions, Volume } from '../fork/fork-control.ts';
-import { LIMITS } from '../nbd/limits.ts';
 import { NbdServer } from '../nbd/server.ts';
 import { tlsDirectory } from '../nbd/tls.ts';
 import { CALLS, type CallName } from './calls.ts';
@@ -44,14 +45,13 @@ export interface DaemonOptions extends Directories {
   tlsCertificates?: string;
   /** Threads for forks beside the main one, at most. */
   engines?: number;
+  /** How these are made; tests have them on the same one. */
+  thread?(start: EngineStart): Thread;
   log(line: string): void;
 }
 
 /** How long calls and connections may take to end before the devices are closed all the same. */
 const PATIENCE_MS = 10_000;
-
-/** What the connections of one thread may take of memory, in bytes, however many threads share it. */
-const MEMORY_MIN = 64 * 1024 * 1024;
 
 const NEVER = new AbortController().signal;
 
@@ -110,7 +110,7 @@ export class Daemon {
     this.#file = file;
     this.ended = new Promise((resolve) => (this.#ended = resolve));
     const socket = nbdSocket(options.run);
-    const { log, engines = 0 } = options;
+    const { log, engines = 0, thread = startThread } = options;
     const { major } = state;
     const events = new EventLog();
     this.#major = major;
@@ -125,8 +125,12 @@ export class Daemon {
       users: (name) => this.#usersOf(name),
       log,
     });
-    const calls = engineCalls(this.#local);
-    const memoryBytes = Math.max(MEMORY_MIN, Math.floor(LIMITS.memoryBytes / (engines + 1)));
+    const calls: PeerHandlers = {
+      ...engineCalls(this.#local),
+      share: ([threads]) => {
+        this.#nbd.share(threads);
+      },
+    };
     this.#engines = new Engines({
       major,
       registry: this.#registry,
@@ -137,18 +141,17 @@ export class Daemon {
         state: () => this.#local.forks.state(),
       },
       start: (number, part) =>
-        startEngine({
-          start: { major, nbdSocket: socket, memoryBytes, engines },
-          host: {
+        startEngine(
+          thread({ major, nbdSocket: socket }),
+          {
             claims: this.#registry.claimsOf(number),
             emit: events.emit,
             log,
             save: () => this.#saveNow(),
             users: (name) => this.#usersOf(name),
           },
-          state: part,
-          watchers: this.#watchers,
-        }),
+          { state: part, watchers: this.#watchers },
+        ),
     });
     this.#attachments = new Attachments({
       directory: options.run,
@@ -161,7 +164,6 @@ export class Daemon {
     this.#nbd = new NbdServer(this.#exports, {
       log: options.log,
       tls: options.tlsCertificates === undefined ? undefined : tlsDirectory(options.tlsCertificates),
-      limits: { memoryBytes },
     });
     this.#control = new ControlServer(this.#handlers(), { log: options.log });
   }

@@ -2,6 +2,7 @@
 import { spawn } from 'node:child_process';
 import { closeSync, fstatSync, writeSync } from 'node:fs';
 import { DmError } from '../../errors.ts';
+import { enginesMax } from '../engine/engines-max.ts';
 import { Daemon } from './daemon.ts';
 import { type Directories, ensurePrivateDirectory } from './directories.ts';
 import { LogFile } from './log-file.ts';
@@ -42,7 +43,8 @@ export async function runDaemon({ readyFd, ...options }: RunOptions): Promise<nu
       log = (line) => file.write(line);
       process.chdir('/');
     }
-    daemon = await Daemon.start({ ...options, log });
+    const engines = enginesMax(process.env, { tls: options.tlsCertificates !== undefined });
+    daemon = await Daemon.start({ ...options, engines, log });
   } catch (error) {
     if (!(error instanceof DmError) || error.code !== 'DAEMON_RUNS')
       log(error instanceof Error ? error.message : String(error));

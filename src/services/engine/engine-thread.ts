@@ -36,7 +36,7 @@ export interface HandedOver {
 }
 
 /** Begins to answer on `port`. */
-export function runEngine(port: MessagePort, { major, nbdSocket, memoryBytes }: EngineStart): Peer {
+export function runEngine(port: MessagePort, { major, nbdSocket }: EngineStart): Peer {
   let watchers = 0;
   const state = () => forks.state();
   const assembly = assemble({
@@ -64,7 +64,7 @@ export function runEngine(port: MessagePort, { major, nbdSocket, memoryBytes }: 
   });
   const { mapper, forks, monitor } = assembly;
   const exports = new MapperExports(mapper);
-  const serving = new Serving({ ...LIMITS, memoryBytes });
+  const serving = new Serving(LIMITS);
   const opens = new Map<number, OpenExport>();
   const connections = new Map<number, Served>();
   let opened = 0;
@@ -78,6 +78,9 @@ export function runEngine(port: MessagePort, { major, nbdSocket, memoryBytes }: 
     ...calls,
     leave: (args, signal) => told(calls.leave(args, signal)),
     join: (args, signal) => told(calls.join(args, signal)),
+    share: ([threads]) => {
+      serving.share(threads);
+    },
     /** So many wait for events, or have just ceased to. */
     watched: ([count]) => {
       watchers = count;

@@ -346,6 +346,8 @@ export class Engines {
     const engine = this.#options.start(this.#engines.length, state);
     this.#engines.push(engine);
     this.#started.push(engine);
+    // Memory and the threads that wait for disks are the process's.
+    for (const each of this.#engines) void each.call('share', [this.#engines.length]).catch(() => {});
   }
 }
 

@@ -20,10 +20,6 @@ export interface EngineHost {
 export interface EngineStart {
   major: number;
   nbdSocket: string;
-  /** What the payloads and replies of its connections may take, in bytes. */
-  memoryBytes: number;
-  /** Threads that there can be beside the main one. */
-  engines: number;
 }
 
 export class RemoteEngine implements Engine {

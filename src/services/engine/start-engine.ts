@@ -1,4 +1,4 @@
-import { Worker } from 'node:worker_threads';
+import { type MessagePort, Worker } from 'node:worker_threads';
 import type { ForksState } from '../fork/records.ts';
 import type { StartedEngine } from './engines.ts';
 import { type EngineHost, type EngineStart, RemoteEngine } from './remote-engine.ts';
@@ -6,19 +6,15 @@ import { type EngineHost, type EngineStart, RemoteEngine } from './remote-engine
 /** Beside this module, as it is built. */
 const MODULE = new URL(import.meta.url.endsWith('.ts') ? './worker.ts' : './worker.js', import.meta.url);
 
-export interface NewEngine {
-  start: EngineStart;
-  host: EngineHost;
-  /** What it is to bring back. */
-  state: ForksState;
-  /** Those who wait for events already. */
-  watchers: number;
+/** What `runEngine` answers on, and how to end it. */
+export interface Thread {
+  port: MessagePort | Worker;
+  end(): Promise<unknown>;
 }
 
-/** An engine on a new thread. Should the thread end by itself, so does the daemon: its devices would be gone. */
-export function startEngine({ start, host, state, watchers }: NewEngine): StartedEngine {
+/** Should it end by itself, so does the daemon: its devices would be gone. */
+export function startThread(start: EngineStart): Thread {
   const worker = new Worker(MODULE, { workerData: start });
-  const engine = new RemoteEngine(worker, host, state);
   let ending = false;
   worker.on('error', (error) => {
     throw error;
@@ -26,13 +22,28 @@ export function startEngine({ start, host, state, watchers }: NewEngine): Starte
   worker.on('exit', (status) => {
     if (!ending) throw new Error(`The thread of an engine ended with ${status}`);
   });
+  return {
+    port: worker,
+    end() {
+      ending = true;
+      return worker.terminate();
+    },
+  };
+}
+
+/** The engine on that thread. `state`: what it is to bring back; `watchers`: those who wait for events already. */
+export function startEngine(
+  { port, end }: Thread,
+  host: EngineHost,
+  { state, watchers }: { state: ForksState; watchers: number },
+): StartedEngine {
+  const engine = new RemoteEngine(port, host, state);
   if (watchers > 0) engine.peer.tell('watched', [watchers]);
   engine.peer.tell('begin', []);
   return Object.assign(engine, {
     async end() {
-      ending = true;
       engine.peer.end('The daemon is stopping');
-      await worker.terminate();
+      await end();
     },
   });
 }

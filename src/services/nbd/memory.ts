@@ -33,7 +33,8 @@ export interface Holder {
 }
 
 export class Memory {
-  readonly #limit: number;
+  /** What the connections may hold together, in bytes. A single request that is larger than all of it is served alone. */
+  limit: number;
   readonly #stallMs: number;
   /** Of the common stock. */
   #used = 0;
@@ -43,9 +44,8 @@ export class Memory {
   #wakePlanned = false;
   #timer: NodeJS.Timeout | undefined;
 
-  /** `limit` in bytes. A single request that is larger than all of it is served alone. */
   constructor(limit: number, stallMs: number) {
-    this.#limit = limit;
+    this.limit = limit;
     this.#stallMs = stallMs;
   }
 
@@ -80,7 +80,7 @@ export class Memory {
     const more = beyondOwn(share.held + bytes) - beyondOwn(share.held);
     if (more > 0) {
       const first = this.#line.size === 0 || this.#line.values().next().value === share;
-      if (!first || (this.#used > 0 && this.#used + more > this.#limit)) {
+      if (!first || (this.#used > 0 && this.#used + more > this.limit)) {
         this.#line.add(share);
         share.waits = true;
         this.#timer ??= this.#watch();

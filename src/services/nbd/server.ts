@@ -56,6 +56,11 @@ export class NbdServer {
     return this.#serving.heldBytes;
   }
 
+  /** See `Serving`. */
+  share(threads: number): void {
+    this.#serving.share(threads);
+  }
+
   /**
    * Listens on a Unix socket that only its owner may use (mode 0600). A socket left behind by a server that died is
    * replaced; NBD_LISTEN if a living one has it.

@@ -8,6 +8,9 @@ import { Memory } from './memory.ts';
 import { ReplyBuffers } from './reply-buffers.ts';
 import { Transmission } from './transmission.ts';
 
+/** What the connections of one thread may hold together, in bytes, however many threads there are. */
+const SHARE_MIN = 64 * 1024 * 1024;
+
 export class Serving {
   readonly #limits: Limits;
   readonly #buffers = new ReplyBuffers();
@@ -23,6 +26,11 @@ export class Serving {
   /** Bytes that payloads and replies of all connections take at this moment. */
   get heldBytes(): number {
     return this.#memory.held;
+  }
+
+  /** There are so many threads with connections, which share what all may hold together. */
+  share(threads: number): void {
+    this.#memory.limit = Math.max(SHARE_MIN, Math.floor(this.#limits.memoryBytes / threads));
   }
 
   /** To be started. */
