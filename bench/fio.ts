@@ -16,6 +16,8 @@ export interface Load {
   connections?: number;
   /** A fixed amount instead of a fixed time: through all of the span, or at random places, one request to each chunk of it; then a flush. */
   once?: boolean;
+  /** A fixed amount, too: as many requests to random places as this part of the chunks of the span. */
+  part?: number;
   /** A flush after each write, before the next. */
   flush?: boolean;
   /** Requests a second at most. */
@@ -53,15 +55,20 @@ export async function measure(
   const connections = served.volumes.length * (load.connections ?? 1);
   // Threads start one after the other, and each has a time of its own. What all of them do at once shows only between two
   // looks at them in the middle.
-  const looks = connections > 1 && !load.once;
+  const timed = !load.once && load.part === undefined;
+  const looks = connections > 1 && timed;
   const look = Math.round(400 + seconds * 400);
   if (load.flush) words.push(`--${served.flush}=1`);
   if (load.rate) words.push(`--rate_iops=${load.rate}`);
   if (looks) words.push(`--status-interval=${look}ms`);
   const runtime = looks ? 2 * look + 200 : seconds * 1000;
-  if (!load.once) words.push('--time_based', `--runtime=${runtime}ms`, '--norandommap');
+  if (timed) words.push('--time_based', `--runtime=${runtime}ms`, '--norandommap');
   // The flush counts, so that nothing is put off until after the measurement.
   else words.push('--end_fsync=1');
+  if (load.part) {
+    const requests = Math.ceil((load.part * span.length) / CHUNK / connections);
+    words.push(`--io_size=${requests * load.blockSize}`);
+  }
   const scattered = load.once && load.pattern === 'randwrite';
   const reports = await fio(served.volumes, span, words, (share, i) =>
     scattered ? onePerChunk(`${scratch}.${i}`, share, load.blockSize) : [],

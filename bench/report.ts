@@ -1,4 +1,5 @@
 /** Results as a Markdown table, which a terminal shows well enough too. */
+import { readFileSync } from 'node:fs';
 import { cpus, release } from 'node:os';
 import type { Row } from './rows.ts';
 import type { Line, Options, Result } from './table.ts';
@@ -14,13 +15,14 @@ export interface Machine {
 
 export function machine(rows: readonly Row[]): Machine {
   const contestants = rows.flatMap(({ entrants }) => entrants.map(({ contestant }) => contestant));
+  const { version } = JSON.parse(readFileSync('package.json', 'utf8'));
   return {
     date: new Date().toISOString().slice(0, 10),
     cpu: cpus()[0].model.trim(),
     cores: cpus().length,
     kernel: release().split('.').slice(0, 2).join('.'),
     node: process.version,
-    versions: [...new Set([...new Set(contestants)].flatMap(({ version }) => version?.() ?? []))],
+    versions: [`dmkit ${version}`, ...new Set([...new Set(contestants)].flatMap(({ version }) => version?.() ?? []))],
   };
 }
 
