@@ -1,8 +1,9 @@
 import fs from 'node:fs';
+import { connect, createServer, type Socket } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, beforeAll, expect, test, vi } from 'vitest';
-import { LOCK_EX, PUNCH_HOLE, SEEK_DATA, SEEK_END, system } from './system.ts';
+import { LOCK_EX, MUST_WAIT, PUNCH_HOLE, SEEK_DATA, SEEK_END, system } from './system.ts';
 
 const sys = system()!;
 let directory: string;
@@ -87,6 +88,51 @@ test('carries the errno of every call', async () => {
   expect(() => sys.ioctlInt(fd, 0x1268)).toThrow(expect.objectContaining({ code: 'ENOTTY' }));
   await expect(sys.ioctlRange(fd, 0x1277, 0, 512)).rejects.toMatchObject({ code: 'ENOTTY' });
   await expect(sys.fallocate(fd, 0x80, 0, 512)).rejects.toMatchObject({ code: 'EOPNOTSUPP' });
+});
+
+test('sends what a socket takes at once, and says when it takes nothing', async () => {
+  const server = createServer({ pauseOnConnect: true });
+  const accepted = new Promise<Socket>((resolve) => server.once('connection', resolve));
+  await new Promise<void>((resolve) => server.listen(join(directory, 's'), resolve));
+  const client = connect(join(directory, 's'));
+  const socket = await accepted;
+  const copy = sys.duplicate((socket as unknown as { _handle: { fd: number } })._handle.fd);
+  try {
+    const data = Buffer.alloc(3 << 20, 'abcdefg');
+    const sent = sys.send(copy, data, 7, data.length - 7);
+    expect(sent).toBeGreaterThan(0);
+    expect(sent).toBeLessThan(data.length - 7);
+    expect(sys.send(copy, data, 0, 2 << 20)).toBe(MUST_WAIT);
+    let got = 0;
+    await new Promise<void>((resolve) => {
+      client.on('data', (chunk) => {
+        expect(data.compare(chunk, 0, chunk.length, 7 + got, 7 + got + chunk.length)).toBe(0);
+        got += chunk.length;
+        if (got === sent) resolve();
+      });
+    });
+    socket.destroy();
+    client.destroy();
+    await new Promise((resolve) => client.once('close', resolve));
+    // The other side is gone: no signal ends the process.
+    expect(sys.send(copy, data, 0, 7)).toBe(MUST_WAIT);
+    expect(() => sys.send(copy, data, 0, data.length + 1)).toThrow(RangeError);
+  } finally {
+    fs.closeSync(copy);
+    server.close();
+  }
+});
+
+test('gives another descriptor for the same file, which child processes do not get', () => {
+  const copy = sys.duplicate(fd);
+  try {
+    expect(fs.fstatSync(copy).ino).toBe(fs.fstatSync(fd).ino);
+    const flags = /flags:\t(\d+)/.exec(fs.readFileSync(`/proc/self/fdinfo/${copy}`, 'utf8'))![1];
+    expect(Number.parseInt(flags, 8) & 0o2000000).not.toBe(0);
+  } finally {
+    fs.closeSync(copy);
+  }
+  expect(() => sys.duplicate(-1)).toThrow(expect.objectContaining({ code: 'EBADF' }));
 });
 
 test('takes more calls at once than there are places on the threads, each with its own errno', async () => {

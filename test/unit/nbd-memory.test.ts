@@ -6,7 +6,7 @@ import type { NbdServer } from '../../src/services/nbd/server.ts';
 import { delayed, filled, MiB, RawClient, serve } from './nbd-support.ts';
 
 /** What a connection has beside its share of the limit. */
-const OWN = 300 * 1024;
+const OWN = 350 * 1024;
 
 const turn = () => new Promise<void>((resolve) => setImmediate(resolve));
 /** Until what came has been looked at: nothing changes any more. */

@@ -5,8 +5,17 @@ import { join } from 'node:path';
 import { describe, expect, it, onTestFinished } from 'vitest';
 import { MemoryDevice } from '../../src/device/memory.ts';
 import { DmError } from '../../src/errors.ts';
-import { CMD, CMD_FLAG, FLAG, INFO, OPT, REP } from '../../src/formats/nbd/constants.ts';
-import { parseContext, parseInfo, parseServer, printGo, printMetaContext } from '../../src/formats/nbd/handshake.ts';
+import { CMD, CMD_FLAG, FLAG, INFO, OPT, REP, REQUEST_MAGIC } from '../../src/formats/nbd/constants.ts';
+import {
+  encode,
+  parseContext,
+  parseInfo,
+  parseServer,
+  printGo,
+  printMetaContext,
+} from '../../src/formats/nbd/handshake.ts';
+import { requestHeader } from '../../src/formats/nbd/transmission.ts';
+import { prng } from '../../src/lib/prng.ts';
 import { NbdServer } from '../../src/services/nbd/server.ts';
 import { bytes } from '../../src/units.ts';
 import { delayed, FixedExports, filled, MiB, RawClient, serve } from './nbd-support.ts';
@@ -200,6 +209,74 @@ describe('transmission', () => {
     client.request(CMD.READ, MiB, data.length);
     const { data: back } = await client.reply(data.length);
     expect(back?.equals(data)).toBe(true);
+  });
+
+  it.each([
+    [512, 1],
+    [20_480, 331],
+    [65_536, 1013],
+    [199_680, 7919],
+  ])('takes payloads of %i bytes cut anywhere', async (length, step) => {
+    const device = new MemoryDevice(MiB);
+    const { path } = await serve({ disk: device });
+    const client = await RawClient.go(path, 'disk');
+    const data = contents(filled(length + 4096), 0, length + 4096);
+    const head = (type: number, offset: number, count: number) =>
+      Buffer.from(
+        encode(requestHeader, {
+          magic: REQUEST_MAGIC,
+          flags: 0,
+          type,
+          cookieHigh: 0,
+          cookieLow: 1,
+          offset,
+          length: count,
+        }),
+      );
+    for (let cut = 1, round = 0; cut < length + 56; cut += step, round++) {
+      const payload = data.subarray(round % 4096, (round % 4096) + length);
+      const all = Buffer.concat([head(CMD.WRITE, 512, length), payload, head(CMD.READ, 512, length)]);
+      client.socket.write(all.subarray(0, cut));
+      for (let turns = 0; turns < 3; turns++) await new Promise((resolve) => setImmediate(resolve));
+      client.socket.write(all.subarray(cut));
+      expect((await client.reply()).error).toBe(0);
+      expect((await client.reply(length)).data?.equals(payload)).toBe(true);
+    }
+  });
+
+  it('keeps the payloads of writes in flight while more arrives', async () => {
+    const device = new MemoryDevice(4 * MiB);
+    const random = prng(5);
+    const { path } = await serve({ disk: delayed(device, () => random.below(40)) });
+    const client = await RawClient.go(path, 'disk');
+    const expected = contents(filled(4 * MiB), 0, 4 * MiB);
+    let writes = 0;
+    for (let at = 0; at < expected.length; writes++) {
+      const length = Math.min(512 * (1 + random.below(random.below(8) === 0 ? 200 : 16)), expected.length - at);
+      client.write(at, expected.subarray(at, at + length));
+      at += length;
+      for (let turns = random.below(3); turns > 0; turns--) await new Promise((resolve) => setImmediate(resolve));
+    }
+    for (let i = 0; i < writes; i++) expect((await client.reply()).error).toBe(0);
+    expect(contents(device, 0, 4 * MiB).equals(expected)).toBe(true);
+  });
+
+  it('sends in order what the client does not take at once', async () => {
+    const device = filled(8 * MiB);
+    const { path } = await serve({ disk: device });
+    const client = await RawClient.go(path, 'disk');
+    client.socket.pause();
+    const lengths = [512, 100_000, 4096, 1_000_000, 512, 65_536, 4096, 3_000_000, 512];
+    for (const [cookie, length] of lengths.entries()) {
+      client.request(CMD.READ, cookie * 4096, length - (length % 512), { cookie });
+      await new Promise((resolve) => setImmediate(resolve));
+    }
+    for (const [cookie, length] of lengths.entries()) {
+      const count = length - (length % 512);
+      const reply = await client.reply(count);
+      expect(reply.cookieLow).toBe(cookie);
+      expect(reply.data?.equals(contents(device, cookie * 4096, count))).toBe(true);
+    }
   });
 
   it('refuses more than 32 MiB and stays in step', async () => {

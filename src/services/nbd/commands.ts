@@ -16,6 +16,7 @@ import { blockStatus } from './block-status.ts';
 import type { Session } from './handshake.ts';
 import type { Limits } from './limits.ts';
 import { Hold, type Share } from './memory.ts';
+import type { Held, Source } from './received.ts';
 import { type Replies, SHORT_REPLY_MAX } from './replies.ts';
 import type { ReplyBuffer, ReplyBuffers } from './reply-buffers.ts';
 
@@ -34,11 +35,6 @@ const ALLOWED_FLAGS: readonly number[] = [
   CMD_FLAG.FUA | CMD_FLAG.REQ_ONE,
 ];
 
-/** What a request in flight keeps. */
-interface Held {
-  release(): void;
-}
-
 const isAligned = (offset: number, length: number) => offset % 512 === 0 && length % 512 === 0;
 
 const nextTurn = () => new Promise<void>((resolve) => setImmediate(resolve));
@@ -46,6 +42,8 @@ const nextTurn = () => new Promise<void>((resolve) => setImmediate(resolve));
 export class Commands {
   /** Of the request being carried out; its cookie is in `replies`. */
   flags = 0;
+  /** Where its payload lies, if that came whole. */
+  source: Source;
   requestsInFlight = 0;
   bytesInFlight = 0;
   readonly #session: Session;
@@ -60,15 +58,13 @@ export class Commands {
   readonly #readOnly: boolean;
   readonly #log: (line: string) => void;
   readonly #onCompleted: () => void;
-  /** The chunk that requests are parsed from, and what keeps it while writes from it are in flight. */
-  #chunkBytes = 0;
-  #chunkHold: Hold | undefined;
   #closed = false;
 
   /** `onCompleted` is called when a request that was in flight no longer is. */
   constructor(
     session: Session,
     access: ByteAccess,
+    source: Source,
     replies: Replies,
     buffers: ReplyBuffers,
     share: Share,
@@ -79,6 +75,7 @@ export class Commands {
     this.#session = session;
     this.#device = session.open.device;
     this.#access = access;
+    this.source = source;
     this.#replies = replies;
     this.#buffers = buffers;
     this.#share = share;
@@ -94,12 +91,6 @@ export class Commands {
     this.#closed = true;
   }
 
-  /** Requests come from another chunk, of so many bytes. */
-  newChunk(bytes: number): void {
-    this.#chunkBytes = bytes;
-    this.#chunkHold = undefined;
-  }
-
   /** Bytes that the request will hold beside what is held already; without a payload that does not lie in the chunk. */
   cost(type: number, offset: number, length: number): number {
     switch (type) {
@@ -110,8 +101,7 @@ export class Commands {
           (isAligned(offset, length) ? 0 : length)
         );
       case CMD.WRITE:
-        if (this.#chunkHold?.isHeld) break;
-        return this.#replies.cost(SHORT_REPLY_MAX) + this.#chunkBytes;
+        return this.#replies.cost(SHORT_REPLY_MAX) + this.source.cost;
       case CMD.BLOCK_STATUS:
         return this.#replies.cost(SHORT_REPLY_MAX) + this.#statusBytes;
     }
@@ -168,7 +158,7 @@ export class Commands {
       payload?.release();
       return this.#fail(error);
     }
-    if (wait) return this.#answer(slot, length, wait, payload ?? this.#holdChunk());
+    if (wait) return this.#answer(slot, length, wait, payload ?? this.source.hold());
     payload?.release();
     this.#answer(slot, length, wait);
   }
@@ -334,13 +324,6 @@ export class Commands {
 
   get #statusBytes(): number {
     return this.#session.contexts.length * this.#limits.extents * EXTENT_BYTES;
-  }
-
-  /** Keeps the chunk for one more request. */
-  #holdChunk(): Hold {
-    if (this.#chunkHold?.isHeld) this.#chunkHold.retain();
-    else this.#chunkHold = new Hold(this.#share, this.#chunkBytes);
-    return this.#chunkHold;
   }
 
   /** Refuses what is not inside the device, at the size it has now. */

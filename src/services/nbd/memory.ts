@@ -16,8 +16,8 @@
  */
 import { SMALLEST_BUFFER } from './reply-buffers.ts';
 
-/** What a connection always has: a buffer for replies and one for a payload of up to 128 KiB. */
-export const OWN_BYTES = 2 * SMALLEST_BUFFER;
+/** What a connection always has: two buffers to receive, one for replies, and one for a payload of up to 64 KiB. */
+export const OWN_BYTES = 4 * SMALLEST_BUFFER;
 
 /** A connection, as the memory sees it. */
 export interface Holder {

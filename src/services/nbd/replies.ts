@@ -8,6 +8,7 @@ import {
   SIMPLE_REPLY_SIZE,
   simpleReply,
 } from '../../formats/nbd/transmission.ts';
+import { system } from '../../lib/system.ts';
 import type { Share } from './memory.ts';
 import { bufferBytes, type ReplyBuffer, type ReplyBuffers, SMALLEST_BUFFER } from './reply-buffers.ts';
 
@@ -32,6 +33,9 @@ export class Replies {
   /** Stretches of replies that the client has taken so far. */
   taken = 0;
   readonly #socket: Duplex;
+  /** Of the socket, to send without it while it has nothing to send; -1 where that cannot be done. */
+  readonly #fd: number;
+  readonly #system = system();
   readonly #buffers: ReplyBuffers;
   readonly #share: Share;
   readonly #wake: () => void;
@@ -42,9 +46,10 @@ export class Replies {
   #closed = false;
   #released = false;
 
-  /** `wake` is called whenever the socket has taken replies. */
-  constructor(socket: Duplex, buffers: ReplyBuffers, share: Share, wake: () => void) {
+  /** `wake` is called whenever the socket has taken replies it did not take at once. */
+  constructor(socket: Duplex, fd: number, buffers: ReplyBuffers, share: Share, wake: () => void) {
     this.#socket = socket;
+    this.#fd = this.#system ? fd : -1;
     this.#buffers = buffers;
     this.#share = share;
     this.#wake = wake;
@@ -141,12 +146,32 @@ export class Replies {
     if (count === 0) return;
     this.#readyCount = 0;
     this.#readyBytes = 0;
+    const first = this.#fd >= 0 ? this.#send(count) : 0;
+    if (first === count) return;
     if (count > 1) this.#socket.cork();
-    for (let i = 0; i < count; i++) {
+    for (let i = first; i < count; i++) {
       const { buffer, from, to } = this.#ready[i];
       this.#socket.write(buffer.data.subarray(from, to), buffer.taken);
     }
     if (count > 1) this.#socket.uncork();
+  }
+
+  /** Sends what the socket takes at once. Returns the number of stretches it has taken whole. */
+  #send(count: number): number {
+    // What the socket has yet to send goes first. Destroyed, it has given its descriptor back.
+    if (this.#socket.writableLength > 0 || this.#socket.destroyed) return 0;
+    for (let i = 0; i < count; i++) {
+      const ready = this.#ready[i];
+      const { buffer, from, to } = ready;
+      const sent = this.#system!.send(this.#fd, buffer.data, from, to - from);
+      if (sent < to - from) {
+        if (sent > 0) ready.from += sent;
+        return i;
+      }
+      buffer.release();
+      this.#taken(buffer, buffer.users);
+    }
+    return count;
   }
 
   /** The socket is gone: what was not sent never will be. */
@@ -173,17 +198,22 @@ export class Replies {
   #take(size: number): ReplyBuffer {
     const buffer = this.#buffers.take(size, this.#share);
     buffer.onTaken = (users) => {
-      this.taken++;
-      // Nothing of it is in use: fill it from the start again. A large one is not kept by a connection that may be idle.
-      if (users === 1 && buffer === this.buffer && !this.#released) {
-        buffer.used = 0;
-        if (buffer.data.length > SMALLEST_BUFFER) {
-          this.buffer = this.#take(0);
-          buffer.release();
-        }
-      }
+      this.#taken(buffer, users);
       this.#wake();
     };
     return buffer;
+  }
+
+  /** A stretch has been sent, and `users` are left. */
+  #taken(buffer: ReplyBuffer, users: number): void {
+    this.taken++;
+    // Nothing of it is in use: fill it from the start again. A large one is not kept by a connection that may be idle.
+    if (users === 1 && buffer === this.buffer && !this.#released) {
+      buffer.used = 0;
+      if (buffer.data.length > SMALLEST_BUFFER) {
+        this.buffer = this.#take(0);
+        buffer.release();
+      }
+    }
   }
 }

@@ -1,7 +1,7 @@
 import type { Share } from './memory.ts';
 
 /** Whole batches of small replies fit in the smallest size and stay in the processor's cache. */
-const SMALLEST = 17;
+const SMALLEST = 16;
 /** Room for headers beside a power of two of data. */
 const SLACK = 4096;
 /** Bytes of the smallest buffer. */
@@ -40,6 +40,10 @@ export class ReplyBuffer {
     this.onTaken = undefined;
     this.#share = share;
     share.take(this.data.length);
+  }
+
+  get users(): number {
+    return this.#users;
   }
 
   retain(): void {

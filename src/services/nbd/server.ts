@@ -6,6 +6,7 @@ import { DmError, fromSystem } from '../../errors.ts';
 import { NBD_PORT } from '../../formats/nbd/constants.ts';
 import { printable } from '../../formats/nbd/handshake.ts';
 import { SOCKET_PATH_MAX } from '../../formats/nbd/uri.ts';
+import { detach } from './adopt.ts';
 import type { Exports, Served } from './exports.ts';
 import { type ListenerTls, type Negotiated, negotiate, type Session } from './handshake.ts';
 import { LIMITS, type Limits } from './limits.ts';
@@ -222,9 +223,10 @@ export class NbdServer {
   }
 
   #begin(stream: Socket, session: Session, rest: Buffer, log: (line: string) => void): Served {
-    const transmission = this.#serving.transmission(stream, session, log);
-    transmission.start(rest);
-    return { drain: () => transmission.drain(), cut: () => stream.destroy(), done: transmission.done };
+    const detached = session.secure ? undefined : detach(stream);
+    const transmission = this.#serving.transmission(detached?.fd ?? stream, session, log);
+    transmission.start(detached ? Buffer.concat([rest, detached.rest]) : rest);
+    return transmission;
   }
 }
 

@@ -33,11 +33,11 @@ export class Serving {
     this.#memory.limit = Math.max(SHARE_MIN, Math.floor(this.#limits.memoryBytes / threads));
   }
 
-  /** To be started. */
-  transmission(stream: Duplex, session: Session, log: (line: string) => void): Transmission {
+  /** To be started. Over a stream, or over a connected socket's descriptor, which it closes in the end. */
+  transmission(line: Duplex | number, session: Session, log: (line: string) => void): Transmission {
     const { device } = session.open;
     let access = this.#access.get(device);
     if (!access) this.#access.set(device, (access = new ByteAccess(device, 512)));
-    return new Transmission(stream, session, access, this.#buffers, this.#memory, this.#limits, log);
+    return new Transmission(line, session, access, this.#buffers, this.#memory, this.#limits, log);
   }
 }

@@ -17,10 +17,12 @@ import type { Duplex } from 'node:stream';
 import type { ByteAccess } from '../../device/byte-access.ts';
 import { CMD, REQUEST_MAGIC } from '../../formats/nbd/constants.ts';
 import { REQUEST_SIZE, requestHeader } from '../../formats/nbd/transmission.ts';
+import { attach } from './adopt.ts';
 import { Commands } from './commands.ts';
 import type { Session } from './handshake.ts';
 import type { Limits } from './limits.ts';
 import type { Memory, Share } from './memory.ts';
+import { BufferSource, ChunkSource } from './received.ts';
 import { Replies } from './replies.ts';
 import { bufferBytes, type ReplyBuffer, type ReplyBuffers } from './reply-buffers.ts';
 
@@ -36,9 +38,14 @@ export class Transmission {
   readonly #limits: Limits;
   readonly #log: (line: string) => void;
 
-  /** Received and not yet parsed: `#chunk` from `#at` on. */
+  /** Chunks come from a stream, or before the first byte from a descriptor. */
+  readonly #chunks: ChunkSource;
+  /** By descriptor. */
+  readonly #received: BufferSource | undefined;
+  /** Received and not yet parsed: `#chunk` from `#at` to `#end`. */
   #chunk: Buffer = EMPTY;
   #at = 0;
+  #end = 0;
   /** A request header cut in two by the end of a chunk. */
   readonly #head = Buffer.alloc(REQUEST_SIZE);
   #headLength = 0;
@@ -66,8 +73,9 @@ export class Transmission {
   /** Settles when the socket is closed and the device has completed every operation. Never rejects. */
   readonly done: Promise<void>;
 
+  /** Over a stream, or over a connected socket's descriptor: then it is this that closes it. */
   constructor(
-    socket: Duplex,
+    line: Duplex | number,
     session: Session,
     access: ByteAccess,
     buffers: ReplyBuffers,
@@ -75,16 +83,39 @@ export class Transmission {
     limits: Limits,
     log: (line: string) => void,
   ) {
-    this.#socket = socket;
     this.#buffers = buffers;
     this.#limits = limits;
     this.#log = log;
     // TLS keeps what the client has yet to take once more, encrypted.
     this.#share = memory.join(this.#holder(), session.secure ? 2 : 1);
-    this.#replies = new Replies(socket, buffers, this.#share, () => this.#wake());
-    this.#commands = new Commands(session, access, this.#replies, buffers, this.#share, limits, log, () => {
-      if (this.#stopped) this.#settle();
-    });
+    this.#chunks = new ChunkSource(this.#share);
+    let fd = -1;
+    if (typeof line === 'number') {
+      fd = line;
+      const received = new BufferSource(buffers, this.#share);
+      this.#received = received;
+      this.#socket = attach(fd, {
+        place: () => received.place(this.#payload, this.#payloadLength),
+        received: (count) => this.#onReceived(received, count),
+      });
+      this.#socket.on('error', () => {});
+    } else {
+      this.#socket = line;
+    }
+    this.#replies = new Replies(this.#socket, fd, buffers, this.#share, () => this.#wake());
+    this.#commands = new Commands(
+      session,
+      access,
+      this.#chunks,
+      this.#replies,
+      buffers,
+      this.#share,
+      limits,
+      log,
+      () => {
+        if (this.#stopped) this.#settle();
+      },
+    );
     this.done = new Promise((resolve) => (this.#resolve = resolve));
   }
 
@@ -93,10 +124,15 @@ export class Transmission {
     const socket = this.#socket;
     socket.on('close', () => this.#onClose());
     if (socket.destroyed) return this.#onClose();
-    socket.on('data', (chunk: Buffer) => this.#onData(chunk));
+    if (!this.#received) socket.on('data', (chunk: Buffer) => this.#onData(chunk));
     socket.on('end', () => this.#onEnd());
     if (rest.length > 0) this.#onData(rest);
     if (!this.#paused && !this.#stopped) socket.resume();
+  }
+
+  /** Disconnects. */
+  cut(): void {
+    this.#socket.destroy();
   }
 
   /** Takes no further request; ends the connection when those in flight are answered. */
@@ -120,7 +156,20 @@ export class Transmission {
     if (this.#stopped) return;
     this.#chunk = chunk;
     this.#at = 0;
-    this.#commands.newChunk(chunk.length);
+    this.#end = chunk.length;
+    this.#chunks.next(chunk.length);
+    this.#parse();
+  }
+
+  #onReceived(received: BufferSource, count: number) {
+    const more = received.received(count);
+    if (this.#stopped) return received.parsed();
+    if (more) {
+      this.#chunk = received.data;
+      this.#at = received.at;
+      this.#end = received.end;
+      this.#commands.source = received;
+    }
     this.#parse();
   }
 
@@ -139,6 +188,7 @@ export class Transmission {
     this.#share.leaveLine();
     this.#payload?.release();
     this.#payload = undefined;
+    this.#received?.close();
     this.#replies.close();
     this.#commands.close();
     this.#settle();
@@ -146,8 +196,7 @@ export class Transmission {
 
   #stop(): void {
     this.#stopped = true;
-    this.#chunk = EMPTY;
-    this.#at = 0;
+    this.#parsed();
     this.#payload?.release();
     this.#payload = undefined;
     this.#share.leaveLine();
@@ -177,8 +226,7 @@ export class Transmission {
     this.#log(state);
     this.#stopped = true;
     this.#share.leaveLine();
-    this.#chunk = EMPTY;
-    this.#at = 0;
+    this.#parsed();
     this.#socket.destroy();
   }
 
@@ -193,7 +241,7 @@ export class Transmission {
   #parse(): void {
     this.#parsing = true;
     while (!this.#stopped) {
-      const left = this.#chunk.length - this.#at;
+      const left = this.#end - this.#at;
       if (this.#skip > 0) {
         const count = Math.min(this.#skip, left);
         this.#skip -= count;
@@ -215,7 +263,7 @@ export class Transmission {
         }
       }
       if (this.#headLength > 0 || left < REQUEST_SIZE) {
-        const count = this.#chunk.copy(this.#head, this.#headLength, this.#at);
+        const count = this.#chunk.copy(this.#head, this.#headLength, this.#at, this.#end);
         this.#headLength += count;
         this.#at += count;
         if (this.#headLength < REQUEST_SIZE) break;
@@ -235,12 +283,17 @@ export class Transmission {
       }
     }
     this.#parsing = false;
-    if (this.#at >= this.#chunk.length) {
-      this.#chunk = EMPTY;
-      this.#at = 0;
-    }
+    if (this.#at >= this.#end) this.#parsed();
     this.#replies.flush();
     this.#settle();
+  }
+
+  /** Nothing is left of what was received. */
+  #parsed(): void {
+    this.#chunk = EMPTY;
+    this.#at = 0;
+    this.#end = 0;
+    this.#received?.parsed();
   }
 
   #pause(): void {
@@ -270,7 +323,9 @@ export class Transmission {
     const offset = head.readUInt32BE(base + AT.offset) * 0x1_0000_0000 + head.readUInt32BE(base + AT.offset + 4);
     const length = head.readUInt32BE(base + AT.length);
     const gathers = type === CMD.WRITE && length <= this.#limits.payloadBytes && !this.#isHere(length);
-    const cost = this.#commands.cost(type, offset, length) + (gathers ? bufferBytes(length) : 0);
+    const cost = gathers
+      ? this.#commands.cost(type, offset, 0) + bufferBytes(length)
+      : this.#commands.cost(type, offset, length);
     if (!this.#share.admits(cost)) return false;
     this.#commands.flags = head.readUInt16BE(base + AT.flags);
     this.#replies.cookieHigh = head.readUInt32BE(base + AT.cookieHigh);
@@ -283,7 +338,7 @@ export class Transmission {
 
   /** The payload lies whole in the chunk. */
   #isHere(length: number): boolean {
-    return this.#chunk.length - this.#at >= length;
+    return this.#end - this.#at >= length;
   }
 
   #write(offset: number, length: number): void {
@@ -307,7 +362,7 @@ export class Transmission {
   /** Copies what is there of a payload; true when it was the rest and the write has begun. */
   #gather(): boolean {
     const payload = this.#payload!;
-    const count = Math.min(this.#payloadLength - payload.used, this.#chunk.length - this.#at);
+    const count = Math.min(this.#payloadLength - payload.used, this.#end - this.#at);
     this.#chunk.copy(payload.data, payload.used, this.#at, this.#at + count);
     payload.used += count;
     this.#at += count;
