@@ -237,7 +237,9 @@ export class Mapper implements Control {
   }
 
   async status(ref: DeviceRef, options?: InactiveOption & { noflush?: boolean }): Promise<TargetText[]> {
-    return this.#table(ref, options)?.text('info') ?? [];
+    const table = this.#table(ref, options);
+    if (!options?.noflush) await table?.prestatus();
+    return table?.text('info') ?? [];
   }
 
   async measure(ref: DeviceRef, options?: InactiveOption): Promise<TargetText[]> {

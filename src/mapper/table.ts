@@ -272,6 +272,10 @@ export class Table {
     return low;
   }
 
+  async prestatus(): Promise<void> {
+    for (const { target } of this.#slots) await target.prestatus?.();
+  }
+
   text(kind: StatusKind): TargetText[] {
     return this.#slots.map(({ start, length, type, target }) => ({
       start,

@@ -3,6 +3,7 @@ import { expect, onTestFinished } from 'vitest';
 import type { BlockDevice } from '../../src/device/block-device.ts';
 import { MemoryDevice } from '../../src/device/memory.ts';
 import { Mapper } from '../../src/mapper/mapper.ts';
+import { OriginBuffer } from '../../src/targets/snapshot/origin-buffer.ts';
 import { FakeDisks } from '../../src/testing/fake-disks.ts';
 import { ScriptedDevice } from '../../src/testing/scripted-device.ts';
 import { bytes, SECTOR } from '../../src/units.ts';
@@ -10,6 +11,9 @@ import { pattern } from '../unit/golden.ts';
 
 // Byte by byte, as vitest does it, a few megabytes take minutes.
 expect.addEqualityTesters([(a, b) => (Buffer.isBuffer(a) && Buffer.isBuffer(b) ? a.equals(b) : undefined)]);
+
+// Every write of an origin waits for its copies, unless a test asks for something else before it makes its rig.
+OriginBuffer.pages = 0;
 
 /** Sectors of what the origin holds at first, of what is written through a snapshot, and through the origin. */
 export const old = (sector: number, count: number) => pattern('a', sector, count);

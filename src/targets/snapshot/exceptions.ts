@@ -205,6 +205,22 @@ export class Exceptions {
     await this.cow.flush();
   }
 
+  /** An origin write of `length` bytes at `at` may go ahead at once: `protect` has nothing to do. */
+  isProtected(at: number, length: number): boolean {
+    const size = this.#chunkBytes;
+    const first = Math.floor(at / size);
+    const last = Math.floor((at + length - 1) / size);
+    if (this.#resetting) return false;
+    const { store } = this;
+    if (!store.valid) return this.#marked && this.#reads.on(first, last) === undefined;
+    const end = store.durableBelow;
+    for (let old = first; old <= last; old++) {
+      const newChunk = store.lookup(old);
+      if (newChunk < 0 ? old * size < this.origin.size : newChunk >= end) return false;
+    }
+    return this.#reads.on(first, last) === undefined;
+  }
+
   /**
    * Copies out what an origin write of `length` bytes at `at` would destroy. Returns nothing if the write may go ahead at
    * once, else a promise that never rejects, after which the question has to be asked again.
@@ -245,6 +261,35 @@ export class Exceptions {
       else if (commit !== 'durable') (waits ??= []).push(this.#afterCommit(commit));
     }
     return waits && (waits.length === 1 ? waits[0] : every(waits));
+  }
+
+  /** For a batch of copies: nobody has begun one of chunk `old`. */
+  needsCopy(old: number): boolean {
+    return (
+      this.store.valid &&
+      !this.#resetting &&
+      this.store.lookup(old) < 0 &&
+      !this.#copies.of(old) &&
+      old * this.#chunkBytes < this.origin.size
+    );
+  }
+
+  /**
+   * A new chunk for `old`, which `needsCopy`: `copied` is to be called before anything else happens. -1 if there is none, which
+   * may have cost the snapshot.
+   */
+  claim(old: number): number {
+    if (this.#copies.full) return -1;
+    const newChunk = this.#allocate(old);
+    if (newChunk < 0) void this.#becomeInvalid();
+    return newChunk;
+  }
+
+  /** `wait` puts `count` chunks where they were claimed. The promise never rejects: a copy that fails costs the snapshot. */
+  copied(old: number, newChunk: number, count: number, wait: Maybe): Promise<void> | undefined {
+    if (wait) return this.#whenWritten(old, newChunk, count, wait).catch(() => this.#becomeInvalid());
+    for (let i = 0; i < count; i++) this.#settle(newChunk + i);
+    return this.#reads.on(old, old + count - 1);
   }
 
   /**
@@ -407,9 +452,7 @@ export class Exceptions {
     } catch (error) {
       wait = Promise.reject(error);
     }
-    if (wait) return this.#whenWritten(old, newChunk, count, wait).catch(() => this.#becomeInvalid());
-    for (let i = 0; i < count; i++) this.#settle(newChunk + i);
-    return this.#reads.on(old, old + count - 1);
+    return this.copied(old, newChunk, count, wait);
   }
 
   /** Settles `count` exceptions once `wait` has put their data on the COW device, and keeps others waiting until then. */

@@ -2,10 +2,12 @@
  * Who has to be asked before an origin is written. The link between an origin and its snapshots is the identity of the
  * underlying device, nothing else, as in the kernel; devices are opened once, so the object is the identity.
  */
-import type { BlockDevice, Maybe } from '../../device/block-device.ts';
+import type { BlockDevice, Extent, Maybe } from '../../device/block-device.ts';
 import { every } from '../../lib/parts.ts';
-import type { Bytes } from '../../units.ts';
+import { type Bytes, bytes } from '../../units.ts';
+import { type Copied, copyBatch, type Range } from './copy-batch.ts';
 import type { Exceptions } from './exceptions.ts';
+import { OriginBuffer } from './origin-buffer.ts';
 
 /** A snapshot table, registered from load to removal. */
 export interface Member {
@@ -27,9 +29,14 @@ export class Origin {
   /** Those that go to the device below now. */
   #writers = new Writers();
   #settling: Promise<unknown> = Promise.resolve();
+  /** What `snapshot-origin` targets have written and nobody has flushed. */
+  readonly #buffer: OriginBuffer;
+  /** Those targets. */
+  #users = 0;
 
   constructor(device: BlockDevice) {
     this.device = device;
+    this.#buffer = new OriginBuffer(device, (ranges) => this.#secure(ranges));
   }
 
   get members(): readonly Member[] {
@@ -48,6 +55,72 @@ export class Origin {
   /** After a member took over exceptions, whose chunks may be larger. */
   sort(): void {
     this.#members.sort((a, b) => (b.exceptions?.chunkBytes ?? 0) - (a.exceptions?.chunkBytes ?? 0));
+  }
+
+  /** A `snapshot-origin` target has come to be. */
+  open(): void {
+    this.#users++;
+  }
+
+  /** It goes. With the last one goes what could not be written; a flush has told of it. */
+  async close(): Promise<void> {
+    if (--this.#users === 0) await this.#buffer.abandon();
+  }
+
+  read(at: Bytes, into: Uint8Array, start: number, length: number): Maybe {
+    if (this.#buffer.empty) return this.device.read(at, into, start, length);
+    return this.#buffer.read(at, into, start, length);
+  }
+
+  /** As `write`, but may be acknowledged from memory: `flush` makes it durable, `read` finds it. */
+  writeBehind(at: Bytes, from: Uint8Array, start: number, length: number): Maybe {
+    const buffer = this.#buffer;
+    const behind = !buffer.empty && buffer.overlaps(at, length);
+    if (!behind && this.#isProtected(at, length)) return this.#count(this.device.write(at, from, start, length));
+    // A merge reads and writes the origin by itself: nothing is held back from it.
+    if (this.#members.some(isMerge)) return this.write(at, from, start, length);
+    if (buffer.put(at, from, start, length)) return;
+    if (behind) return buffer.drained().then(() => this.writeBehind(at, from, start, length));
+    const room = buffer.room(length);
+    if (room) return room.then(() => this.writeBehind(at, from, start, length));
+    return this.write(at, from, start, length);
+  }
+
+  writeZeroesBehind(at: Bytes, length: number, mayUnmap: boolean): Maybe {
+    if (this.#buffer.empty || !this.#buffer.overlaps(at, length)) return this.writeZeroes(at, length, mayUnmap);
+    return this.#buffer.drained().then(() => this.writeZeroesBehind(at, length, mayUnmap));
+  }
+
+  flush(): Maybe {
+    if (this.#buffer.empty) return this.device.flush();
+    return this.#buffer.drained().then(() => this.device.flush());
+  }
+
+  extents(at: Bytes, length: number): Maybe<Extent[]> {
+    if (this.#buffer.empty || !this.#buffer.overlaps(at, length)) return this.device.extents(at, length);
+    return this.#buffer.drained().then(() => this.extents(at, length));
+  }
+
+  /** What was acknowledged is on the device below. */
+  get isDrained(): boolean {
+    return this.#buffer.empty;
+  }
+
+  /** The same when this resolves. Rejects with what that device answered. */
+  async drain(): Promise<void> {
+    await this.#buffer.drained();
+  }
+
+  /**
+   * What was acknowledged is on the device below when this resolves, and until `reopen` writes wait for their copies again:
+   * for those who change who has to be asked.
+   */
+  async emptied(): Promise<void> {
+    await this.#buffer.close();
+  }
+
+  reopen(): void {
+    this.#buffer.reopen();
   }
 
   write(at: Bytes, from: Uint8Array, start: number, length: number): Maybe {
@@ -90,14 +163,40 @@ export class Origin {
     await this.#settling;
   }
 
+  /** Nobody has to be asked. */
+  #isProtected(at: Bytes, length: number): boolean {
+    const members = this.#members;
+    for (let i = 0; i < members.length; i++) {
+      const member = members[i];
+      if (!copies(member) || at >= member.size) continue;
+      if (!member.exceptions.isProtected(at, Math.min(length, member.size - at))) return false;
+    }
+    return true;
+  }
+
   #protect(at: Bytes, length: number): Promise<void> | undefined {
     let waits: Promise<void>[] | undefined;
-    for (const { active, merging, exceptions, size } of this.#members) {
-      if (!active || merging || !exceptions || at >= size) continue;
-      const wait = exceptions.protect(at, Math.min(length, size - at));
+    for (const member of this.#members) {
+      if (!copies(member) || at >= member.size) continue;
+      const wait = member.exceptions.protect(at, Math.min(length, member.size - at));
       if (wait) (waits ??= []).push(wait);
     }
     return waits && (waits.length === 1 ? waits[0] : every(waits));
+  }
+
+  /** Copies out, durably and for all snapshots, what writes to the ranges would destroy. Never rejects. */
+  async #secure(ranges: readonly Range[]): Promise<void> {
+    const copying = () => this.#members.filter(copies);
+    await copyBatch(this.device, copying, ranges);
+    for (;;) {
+      const waits: Promise<void>[] = [];
+      for (const { at, length } of ranges) {
+        const wait = this.#protect(bytes(at), length);
+        if (wait) waits.push(wait);
+      }
+      if (waits.length === 0) return;
+      await every(waits);
+    }
   }
 
   /** Asks again after each wait: a copy has to be committed, a snapshot may have been added. */
@@ -114,6 +213,12 @@ export class Origin {
     return wait;
   }
 }
+
+/** Writers of the origin copy for it. */
+const copies = (member: Member): member is Member & Copied =>
+  member.active && !member.merging && member.exceptions !== undefined;
+
+const isMerge = (member: Member): boolean => member.active && member.merging;
 
 /** Writes of which the end can be awaited, however many begin after them. */
 class Writers {

@@ -112,6 +112,11 @@ export abstract class SnapshotTable implements Member {
     return `${origin} ${cow} ${letter} ${this.exceptions?.store.layout.chunkSize ?? 0}${features}`;
   }
 
+  /** Counts the copies for what was written to the origin, as if each had been made at once. */
+  async prestatus(): Promise<void> {
+    await this.origin.drain().catch(() => {});
+  }
+
   presuspend(): void {
     this.suspending = true;
   }
@@ -143,10 +148,17 @@ export abstract class SnapshotTable implements Member {
           hint: 'suspend the device with the old table, then resume again',
         });
       known = this.#source.merging ? 0 : this.#source.size;
-      await this.#takeOver(this.#source);
     }
-    // From here on writers of the origin copy; those that passed before, where nobody copied, end first.
-    this.active = true;
+    // What was acknowledged before reaches the origin as others see it now.
+    const changes = this.merging ? !this.active : known < this.size;
+    if (changes) await this.origin.emptied();
+    try {
+      if (this.#source) await this.#takeOver(this.#source);
+      // From here on writers of the origin copy; those that passed before, where nobody copied, end first.
+      this.active = true;
+    } finally {
+      if (changes) this.origin.reopen();
+    }
     if (known < this.size && !this.merging) await this.origin.settled();
   }
 
@@ -162,6 +174,8 @@ export abstract class SnapshotTable implements Member {
       this.#destination.#source = undefined;
       this.#destination = undefined;
     }
+    // What was acknowledged while it was there has its copy.
+    if (this.active) await this.origin.drain().catch(() => {});
     // No more copies; but nobody else may open the store before this one has ended with it.
     this.active = false;
     await this.exceptions?.close();

@@ -54,11 +54,17 @@ class Snapshot extends SnapshotTable implements Target {
     return this.live().extents(at + this.shift, length);
   }
 
-  changed(at: Bytes, length: number): ChangedExtent[] {
-    return this.live().changed(at + this.shift, length);
+  changed(at: Bytes, length: number): Maybe<ChangedExtent[]> {
+    const exceptions = this.live();
+    if (this.origin.isDrained) return exceptions.changed(at + this.shift, length);
+    return this.origin.drain().then(() => exceptions.changed(at + this.shift, length));
   }
 
   async revert(): Promise<void> {
-    await this.live().reset(() => this.origin.settled());
+    const exceptions = this.live();
+    await this.origin.emptied();
+    const reset = exceptions.reset(() => this.origin.settled());
+    this.origin.reopen();
+    await reset;
   }
 }

@@ -83,6 +83,7 @@ export async function startMerge(stack: Stack, slot: number): Promise<void> {
   const { model, mapper, random } = stack;
   const name = `s${slot}`;
   await stack.settle();
+  await stack.drain();
   if (stack.isInvalid(name)) return dropSnapshot(stack, slot);
   if (random.chance(0.2)) {
     // As at boot: no table to take over from.

@@ -1,6 +1,7 @@
 /** Any sequence of operations on an origin and its snapshots equals a naive model, over hundreds of seeds. */
 import { afterEach, beforeEach, test } from 'vitest';
 import { prng } from '../../../src/lib/prng.ts';
+import { OriginBuffer } from '../../../src/targets/snapshot/origin-buffer.ts';
 import { finish } from './operations.ts';
 import { Stack, type StackOptions } from './stack.ts';
 import { VirtualTime } from './virtual-time.ts';
@@ -10,7 +11,11 @@ const SEEDS = Number(process.env.PROPERTY_SEEDS ?? 500);
 
 const time = new VirtualTime();
 beforeEach(() => time.install());
-afterEach(() => time.restore());
+const { pages, enough } = OriginBuffer;
+afterEach(() => {
+  time.restore();
+  Object.assign(OriginBuffer, { pages, enough });
+});
 
 const MIX: Mix = {
   operations: 80,
@@ -31,6 +36,9 @@ const MIX: Mix = {
 async function holds(name: string, mix: Mix, make: (seed: number) => StackOptions, again = true): Promise<void> {
   for (let seed = 1; seed <= SEEDS; seed++) {
     try {
+      const random = prng(seed + 3);
+      OriginBuffer.pages = random.pick([0, 2, 5, pages]);
+      OriginBuffer.enough = random.pick([1, 2, 4, enough]);
       const stack = new Stack(make(seed), { time });
       await stack.start();
       await work(stack, mix);

@@ -2,6 +2,7 @@
 import type { Operation, Outcome } from '../../../src/device/simulated.ts';
 import { prng } from '../../../src/lib/prng.ts';
 import { Merging } from '../../../src/targets/snapshot/merging.ts';
+import { OriginBuffer } from '../../../src/targets/snapshot/origin-buffer.ts';
 import { SECTOR } from '../../../src/units.ts';
 import { KINDS } from './kinds.ts';
 import { finish } from './operations.ts';
@@ -27,14 +28,18 @@ export async function runSeed(kind: string, seed: number, options: RunOptions = 
   time.install();
   const run = new Run(kind, optionsOf(seed), mix, time, options);
   const { batch, piece } = Merging;
+  const { pages, enough } = OriginBuffer;
   const random = prng(seed + 3);
   Merging.batch = random.pick([1, 8, 32, 200]) * SECTOR;
   Merging.piece = random.pick([1, 8, 200]) * SECTOR;
+  OriginBuffer.pages = random.pick([0, 2, 5, pages]);
+  OriginBuffer.enough = random.pick([1, 2, 4, enough]);
   try {
     return await run.all();
   } finally {
     time.restore();
     Object.assign(Merging, { batch, piece });
+    Object.assign(OriginBuffer, { pages, enough });
   }
 }
 

@@ -347,9 +347,15 @@ export class Stack {
     }
   }
 
+  /** What was written to the origin has its copies, unless an error is in the way. */
+  async drain(): Promise<void> {
+    for (const slot of this.model.taken()) await this.mapper.status({ name: `s${slot}` });
+  }
+
   /** With `discard_zeroes_cow`: chunks with an exception, covered whole, read as zeroes; so do, here, parts of one. */
   async discard(name: string, sector: number, count: number): Promise<void> {
     await this.settle();
+    await this.drain();
     const image = this.model.image(name);
     const chunk = this.options.chunks[slotOf(name)];
     this.note(`discard ${name} ${sector}+${count}`);

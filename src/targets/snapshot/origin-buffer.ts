@@ -1,0 +1,253 @@
+/**
+ * Writes to an origin that are acknowledged before their copies exist, in bounded memory. What a write promises is kept
+ * since it is kept to nobody before a flush: whatever is here is read from here, and goes to the origin, in batches, once
+ * every snapshot has its copies durably.
+ *
+ *     active      takes what is written
+ *     draining    1  copies        of all chunks, for all snapshots: one commit for each
+ *                 2  origin        written
+ *                 3  forgotten     readers and writers find it on the origin from here on
+ *
+ * The two change places when enough is gathered, a second after the first write, and when somebody asks for what is here
+ * to be on the origin: a flush, a suspend, a new snapshot. A write over what is here always comes behind it: into
+ * `active`, or when a drain has ended.
+ *
+ * What cannot be written to the origin stays, and is read from here; who waited for it hears why. From then on nothing is
+ * acknowledged from memory until a drain succeeds, which each flush tries, and a second that passes.
+ */
+import { setImmediate } from 'node:timers/promises';
+import type { BlockDevice, Maybe } from '../../device/block-device.ts';
+import { every } from '../../lib/parts.ts';
+import { bytes } from '../../units.ts';
+import type { Range } from './copy-batch.ts';
+import { DirtyPages, type DirtyRun } from './dirty-pages.ts';
+
+/** Larger writes are not worth a copy in memory: they wait for their copies. */
+const WRITE_MAX = 256 * 1024;
+/** Bytes written to the origin in one go, and before others get their turn. */
+const RUN = 1024 * 1024;
+const TURN = 256 * 1024;
+
+interface Failed {
+  readonly runs: DirtyRun[];
+  /** The first one. */
+  readonly error: unknown;
+}
+
+export class OriginBuffer {
+  /** Pages of 4 KiB, in each half. Tests make them few; with 0 nothing is acknowledged from memory. */
+  static pages = 2048;
+  /** Pages that are worth a drain. */
+  static enough = 256;
+  /** Time that a write may be here without a flush. */
+  static delayMs = 1000;
+
+  readonly #origin: BlockDevice;
+  readonly #secure: (ranges: readonly Range[]) => Promise<void>;
+  #active = new DirtyPages(OriginBuffer.pages);
+  #draining = new DirtyPages(OriginBuffer.pages);
+  /** Rises whenever something is forgotten. */
+  #epoch = 0;
+  #running: Promise<void> | undefined;
+  /** The drain after that one. */
+  #next: Promise<void> | undefined;
+  /** The last drain left something here. */
+  #failed = false;
+  /** Those who keep the buffer empty. */
+  #closers = 0;
+  #waiting: (() => void)[] = [];
+  #timer: NodeJS.Timeout | undefined;
+
+  /** `secure` copies out, durably, what writes to the ranges would destroy, and never rejects. */
+  constructor(origin: BlockDevice, secure: (ranges: readonly Range[]) => Promise<void>) {
+    this.#origin = origin;
+    this.#secure = secure;
+  }
+
+  /** Nothing is here: neither reads nor writes need to ask further. */
+  get empty(): boolean {
+    return this.#active.count === 0 && this.#draining.count === 0;
+  }
+
+  /** Something is here that comes before a write of these bytes. */
+  overlaps(at: number, length: number): boolean {
+    return this.#active.overlaps(at, length) || this.#draining.overlaps(at, length);
+  }
+
+  /** Takes a write, if there is room. False: it has to go another way. */
+  put(at: number, from: Uint8Array, start: number, length: number): boolean {
+    if (!this.#open || length > WRITE_MAX || !this.#active.fits(at, length)) return false;
+    this.#active.put(at, from, start, length);
+    if (this.#active.count >= OriginBuffer.enough) this.#begin();
+    else this.#later();
+    return true;
+  }
+
+  /** What a write of `length` bytes that `put` refused may wait for, before it asks again; nothing if that is no use. */
+  room(length: number): Promise<void> | undefined {
+    if (!this.#open || length > WRITE_MAX || this.#active.count === 0) return undefined;
+    this.#begin();
+    return new Promise((go) => this.#waiting.push(go));
+  }
+
+  /** Reads the origin, and over it what is here. */
+  read(at: number, into: Uint8Array, start: number, length: number): Maybe {
+    if (this.#active.covers(at, length)) return this.#active.overlay(at, into, start, length);
+    if (!this.overlaps(at, length)) return this.#origin.read(bytes(at), into, start, length);
+    const epoch = this.#epoch;
+    const wait = this.#origin.read(bytes(at), into, start, length);
+    if (wait) return this.#overlayAfter(wait, epoch, at, into, start, length);
+    this.#overlay(at, into, start, length);
+  }
+
+  async #overlayAfter(
+    wait: Promise<void>,
+    epoch: number,
+    at: number,
+    into: Uint8Array,
+    start: number,
+    length: number,
+  ): Promise<void> {
+    await wait;
+    // What was here may have gone to the origin after it was read there.
+    if (epoch !== this.#epoch) return this.read(at, into, start, length);
+    this.#overlay(at, into, start, length);
+  }
+
+  #overlay(at: number, into: Uint8Array, start: number, length: number): void {
+    this.#draining.overlay(at, into, start, length);
+    this.#active.overlay(at, into, start, length);
+  }
+
+  /** What is here now is on the origin when this resolves. Rejects with what the origin answered. */
+  drained(): Promise<void> {
+    if (!this.#running) return this.empty ? Promise.resolve() : this.#start();
+    if (this.#active.count === 0) return this.#running;
+    // Not #start: in the moment before this goes on, another caller may have started the drain that covers both.
+    const after = () => {
+      this.#next = undefined;
+      return this.drained();
+    };
+    this.#next ??= this.#running.then(after, after);
+    return this.#next;
+  }
+
+  /** Nothing is here when this resolves, and nothing comes until `reopen`. Rejects, open again, with what the origin answered. */
+  async close(): Promise<void> {
+    this.#closers++;
+    try {
+      await this.#emptied();
+    } catch (error) {
+      this.reopen();
+      throw error;
+    }
+  }
+
+  reopen(): void {
+    this.#closers--;
+    this.#release();
+  }
+
+  /** Nobody will read or flush any more what could not be written. */
+  async abandon(): Promise<void> {
+    this.#closers++;
+    await this.#emptied().catch(() => {});
+    this.#forget(this.#active);
+    this.#forget(this.#draining);
+    this.#failed = false;
+    clearTimeout(this.#timer);
+    this.#timer = undefined;
+    this.reopen();
+  }
+
+  async #emptied(): Promise<void> {
+    while (!this.empty) await this.drained();
+  }
+
+  get #open(): boolean {
+    return this.#closers === 0 && !this.#failed;
+  }
+
+  #start(): Promise<void> {
+    clearTimeout(this.#timer);
+    this.#timer = undefined;
+    this.#running = this.#drain().finally(() => {
+      this.#running = undefined;
+      this.#release();
+      if (this.#active.count >= OriginBuffer.enough && !this.#failed) this.#begin();
+      else if (!this.empty) this.#later();
+    });
+    return this.#running;
+  }
+
+  /** A drain that nobody waits for; what fails is told to the next who does. */
+  readonly #begin = (): void => {
+    if (!this.#running) this.#start().catch(() => {});
+  };
+
+  #later(): void {
+    if (this.#timer || this.#running) return;
+    this.#timer = setTimeout(this.#begin, OriginBuffer.delayMs);
+    this.#timer.unref();
+  }
+
+  async #drain(): Promise<void> {
+    const again = this.#failed;
+    if (!again) [this.#active, this.#draining] = [this.#draining, this.#active];
+    this.#release();
+    const pages = this.#draining;
+    const runs = pages.runs(RUN);
+    await this.#secure(runs);
+    const failed = await this.#writeOrigin(runs);
+    this.#forget(pages);
+    this.#failed = failed !== undefined;
+    // What was left is larger than a half may be.
+    if (again) this.#draining = new DirtyPages(OriginBuffer.pages);
+    if (failed) throw this.#keep(failed);
+  }
+
+  /** All that is here now goes together the next time, so that the newest of each sector is what is written. */
+  #keep({ runs, error }: Failed): unknown {
+    const pages = new DirtyPages(2 * OriginBuffer.pages);
+    for (const { at, length, from, data } of [...runs, ...this.#active.runs(RUN)]) pages.put(at, data, from, length);
+    this.#draining = pages;
+    this.#forget(this.#active);
+    return error;
+  }
+
+  /** Writes all that it can. */
+  async #writeOrigin(runs: readonly DirtyRun[]): Promise<Failed | undefined> {
+    let failed: Failed | undefined;
+    let waits: Promise<void>[] = [];
+    let turn = 0;
+    for (const run of runs) {
+      const keep = (error: unknown) => {
+        failed ??= { runs: [], error };
+        failed.runs.push(run);
+      };
+      try {
+        const wait = this.#origin.write(bytes(run.at), run.data, run.from, run.length);
+        if (wait) waits.push(wait.catch(keep));
+      } catch (error) {
+        keep(error);
+      }
+      turn += run.length;
+      if (turn < TURN) continue;
+      turn = 0;
+      await every(waits);
+      waits = [];
+      await setImmediate();
+    }
+    await every(waits);
+    return failed;
+  }
+
+  #forget(pages: DirtyPages): void {
+    pages.clear();
+    this.#epoch++;
+  }
+
+  #release(): void {
+    for (const go of this.#waiting.splice(0)) go();
+  }
+}
