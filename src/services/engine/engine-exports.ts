@@ -2,10 +2,10 @@
 import type { Socket } from 'node:net';
 import type { BlockDevice } from '../../device/block-device.ts';
 import { DmError } from '../../errors.ts';
-import { system } from '../../lib/system.ts';
 import type { DeviceInfo } from '../../mapper/control.ts';
 import { type Bytes, bytes } from '../../units.ts';
 import type { MapperExports } from '../daemon/mapper-exports.ts';
+import { detach } from '../nbd/adopt.ts';
 import type { ExportEntry, Exports, OpenExport, Served } from '../nbd/exports.ts';
 import type { Session } from '../nbd/handshake.ts';
 import type { ExportFacts, HandedOver } from './engine-thread.ts';
@@ -82,17 +82,12 @@ function handOver(
   rest: Buffer,
   log: (line: string) => void,
 ): Served {
-  const { _handle: handle } = stream as unknown as { _handle: { fd: number; readStop(): void } | null };
-  // The client has gone.
-  if (!handle || stream.destroyed) return { drain() {}, cut() {}, done: Promise.resolve() };
-  handle.readStop();
-  const received: Buffer[] = [rest];
-  for (let more = stream.read(); more !== null; more = stream.read()) received.push(more as Buffer);
-  const fd = system()!.duplicate(handle.fd);
-  stream.destroy();
+  const detached = detach(stream);
+  if (!detached && !stream.destroyed) log('cannot be given to the thread of its device');
+  if (!detached) return { drain() {}, cut() {}, done: Promise.resolve() };
   const handed: HandedOver = {
-    fd,
-    rest: Buffer.concat(received),
+    fd: detached.fd,
+    rest: Buffer.concat([rest, detached.rest]),
     session: { name, structured, contexts, secure },
   };
   const served = engine.call<void>('serve', [number, handed]).catch((error: Error) => log(error.message));

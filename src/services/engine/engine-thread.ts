@@ -1,5 +1,4 @@
 /** The other side of a `RemoteEngine`: an assembly, and the connections to its devices. */
-import { Socket } from 'node:net';
 import type { MessagePort } from 'node:worker_threads';
 import { assemble } from '../assembly.ts';
 import { nbdUri } from '../daemon/directories.ts';
@@ -102,16 +101,9 @@ export function runEngine(port: MessagePort, { major, nbdSocket }: EngineStart):
     /** Resolves when the connection has ended. */
     serve: async ([number, handed]: readonly [number, HandedOver] | readonly never[]) => {
       const { fd, rest, session } = handed;
-      const socket = new Socket({ fd, allowHalfOpen: true });
-      // A reset connection ends with 'close' too; that is where it is handled.
-      socket.on('error', () => {});
       const log = (line: string) => peer.tell('connectionLog', [number, line]);
-      const transmission = serving.transmission(socket, { ...session, open: opens.get(number)! }, log);
-      connections.set(number, {
-        drain: () => transmission.drain(),
-        cut: () => socket.destroy(),
-        done: transmission.done,
-      });
+      const transmission = serving.transmission(fd, { ...session, open: opens.get(number)! }, log);
+      connections.set(number, transmission);
       transmission.start(Buffer.from(rest));
       await transmission.done;
       connections.delete(number);

@@ -12,7 +12,7 @@ import { DmError } from '../../errors.ts';
 import { Lock } from '../../lib/lock.ts';
 import type { DeviceRef, TargetSpec } from '../../mapper/control.ts';
 import type { ForkOptions } from '../fork/fork-control.ts';
-import { cowPath } from '../fork/forks.ts';
+import { cowPath, merging } from '../fork/forks.ts';
 import type { ForksState } from '../fork/records.ts';
 import type { DiskKeys, Engine } from './engine.ts';
 import { groupsOf, meet, type Named, namedBy, wordsOf } from './placement.ts';
@@ -116,12 +116,12 @@ export class Engines {
   }
 
   async state(): Promise<ForksState> {
+    const between = [...this.#moving];
     const states = await Promise.all(this.#engines.map((engine) => engine.state()));
     const devices = states.flatMap((state) => state.devices);
     const forks = states.flatMap((state) => state.forks);
     const [minors, uuids] = [new Set(devices.map(({ minor }) => minor)), new Set(forks.map(({ uuid }) => uuid))];
-    for (const moving of this.#moving) {
-      // Between the engines.
+    for (const moving of between) {
       devices.push(...moving.devices.filter(({ minor }) => !minors.has(minor)));
       forks.push(...moving.forks.filter(({ uuid }) => !uuids.has(uuid)));
     }
@@ -136,12 +136,17 @@ export class Engines {
 
   async #withFork(name: string): Promise<Engine> {
     if (this.#engines.length === 1) return this.#engines[0];
-    const known = await Promise.all(this.#engines.map((engine) => engine.call<string | undefined>('mergeOf', [name])));
+    const known = await this.#mergesOf(name);
     const running = known.indexOf('running');
     if (running >= 0) return this.#engines[running];
     const placed = this.#registry.find({ name });
     if (placed) return this.#engines[placed.engine];
     return this.#engines[Math.max(0, known.indexOf('finished'))];
+  }
+
+  /** What each engine knows of a merge of a fork of that name. */
+  #mergesOf(name: string): Promise<(string | undefined)[]> {
+    return Promise.all(this.#engines.map((engine) => engine.call<string | undefined>('mergeOf', [name])));
   }
 
   /** Brings back what was saved, on as many engines as it takes. Resolves with what was done, in words. */
@@ -171,7 +176,7 @@ export class Engines {
     const { max, major } = this.#options;
     if (max === 0) return [state];
     const parts: ForksState[] = [{ devices: [], forks: [] }];
-    const groups = await groupsOf(state, major);
+    const groups = await groupsOf(state, { major, look: true });
     for (const { isImage, devices, forks } of groups.sort((a, b) => Number(a.isImage) - Number(b.isImage))) {
       const part = isImage ? this.#leastLoaded((number) => parts[number]?.devices.length ?? 0) : 0;
       parts[part] ??= { devices: [], forks: [] };
@@ -197,8 +202,9 @@ export class Engines {
   async fork<T>(image: string, name: string, options: ForkOptions, args: readonly unknown[]): Promise<T> {
     const { max } = this.#options;
     if (max === 0) return this.during(() => this.#engines[0].call('fork', args));
-    // One that is being merged keeps its name, and is found by it.
-    if ((await this.#withFork(name)) !== this.#engines[0]) return this.ofFork(name, 'fork', args);
+    // It keeps its name, and is found by it, on whichever thread.
+    const known = await this.during(() => this.#mergesOf(name));
+    if (known.includes('running')) throw merging(name, 'make');
     return this.#place({ own: name, ...(await namedByFork(image, name, options)) }, true, 'fork', args);
   }
 
@@ -294,10 +300,11 @@ export class Engines {
 
   /** What would have to leave the engine, or why it cannot. */
   async #partOf(claim: Claim, own: Placed | undefined, from: number): Promise<ForksState | string> {
+    const { major } = this.#options;
     const engine = this.#engines[from];
     const part: ForksState = { devices: [], forks: [] };
     let held = await engine.call<boolean>('holds', [claim.disks]);
-    for (const { devices, forks, disks } of await groupsOf(await engine.state(), this.#options.major)) {
+    for (const { devices, forks, disks } of await groupsOf(await engine.state(), { major, look: false })) {
       const isNamed = devices.some(({ minor }) => claim.minors.has(minor) || minor === own?.minor);
       const isMet = meet(disks, claim.disks);
       if (!isNamed && !isMet) continue;

@@ -37,8 +37,7 @@ export async function namedBy(words: Iterable<string>, directory?: string): Prom
   const disks = new Disks();
   const all = [...words].map(async (word) => {
     named.devices.push(word.startsWith('/dev/mapper/') ? word.slice('/dev/mapper/'.length) : word);
-    // Flags and the like are in every table.
-    if (/[/:]/.test(word)) named.disks.words.push(word);
+    if (isDisk(word)) named.disks.words.push(word);
     const [identity, path] = await Promise.all([
       disks.identify(word, directory).catch(() => undefined),
       realpath(resolve(directory ?? '.', word)).catch(() => undefined),
@@ -57,8 +56,14 @@ export interface Group extends ForksState {
   disks: DiskKeys;
 }
 
-/** What was saved, in groups that share nothing. */
-export async function groupsOf({ devices, forks }: ForksState, major: number): Promise<Group[]> {
+/**
+ * What was saved, in groups that share nothing. `look`: at the disks, as a file may have several names. Without it nothing is
+ * waited for, and only the names count.
+ */
+export async function groupsOf(
+  { devices, forks }: ForksState,
+  { major, look }: { major: number; look: boolean },
+): Promise<Group[]> {
   const parents = new Map<string, string>();
   const rootOf = (key: string): string => {
     let root = key;
@@ -67,31 +72,31 @@ export async function groupsOf({ devices, forks }: ForksState, major: number): P
     return root;
   };
   const found = new Map<string, DiskKeys>();
-  const keyOf = ({ minor }: SavedDevice) => `${major}:${minor}`;
   const join = async (key: string, words: Iterable<string>) => {
-    const { disks } = await namedBy(words);
+    const disks = look ? (await namedBy(words)).disks : { identities: [], words: [...words].filter(isDisk) };
     for (const other of [...disks.words, ...disks.identities]) parents.set(rootOf(other), rootOf(key));
     found.set(key, disks);
   };
-  for (const device of devices) {
-    await join(keyOf(device), wordsOf(device.table ?? []));
-    for (const record of forks)
-      if (record.uuid === device.uuid) parents.set(rootOf(recordKey(record)), rootOf(keyOf(device)));
-  }
-  for (const record of forks)
+  const keyOf = ({ minor }: SavedDevice) => `${major}:${minor}`;
+  const keys = new Map(devices.map((device) => [device.uuid, keyOf(device)]));
+  for (const device of devices) await join(keyOf(device), wordsOf(device.table ?? []));
+  for (const record of forks) {
     await join(recordKey(record), record.cow === undefined ? [record.image] : [record.image, record.cow]);
+    const device = keys.get(record.uuid);
+    if (device !== undefined) parents.set(rootOf(recordKey(record)), rootOf(device));
+  }
 
   const groups = new Map<string, Group>();
   const groupOf = (key: string): Group => {
     const root = rootOf(key);
     let group = groups.get(root);
-    if (!group)
-      groups.set(root, (group = { devices: [], forks: [], isImage: false, disks: { identities: [], words: [] } }));
-    const disks = found.get(key);
-    if (disks) {
-      group.disks.identities.push(...disks.identities);
-      group.disks.words.push(...disks.words);
+    if (!group) {
+      group = { devices: [], forks: [], isImage: false, disks: { identities: [], words: [] } };
+      groups.set(root, group);
     }
+    const { identities, words } = found.get(key)!;
+    group.disks.identities.push(...identities);
+    group.disks.words.push(...words);
     return group;
   };
   for (const device of devices) groupOf(keyOf(device)).devices.push(device);
@@ -104,3 +109,6 @@ export async function groupsOf({ devices, forks }: ForksState, major: number): P
 }
 
 const recordKey = ({ uuid }: ForkRecord) => `record ${uuid}`;
+
+/** A path, a URI or a number. Flags and the like are in every table. */
+const isDisk = (word: string) => /[/:]/.test(word);
