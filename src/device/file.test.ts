@@ -210,7 +210,7 @@ describe.each([
   });
 
   test('goes on after short reads and writes', async () => {
-    make(65536);
+    make(65536, 1);
     await open('rw');
     const { writeSync } = fs;
     const data = Uint8Array.from({ length: 8192 }, (_, i) => i % 255);
@@ -233,7 +233,7 @@ describe.each([
   });
 
   test('keeps the errno of a failed write, and names a full filesystem', async () => {
-    make(4096);
+    make(4096, 1);
     await open('rw');
     const data = new Uint8Array(512);
     const fail = (code: string) =>

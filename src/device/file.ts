@@ -1,16 +1,22 @@
 import fs from 'node:fs';
+import { promisify } from 'node:util';
 import { DmError, errnoNumber, fromSystem } from '../errors.ts';
 import { PUNCH_HOLE, SEEK_DATA, SEEK_HOLE, system, ZERO_RANGE } from '../lib/system.ts';
 import { type Bytes, bytes, SECTOR } from '../units.ts';
 import type { Extent, Maybe, Mode } from './block-device.ts';
 import { locate } from './locate.ts';
 import { inUse, lock } from './lock.ts';
-import { type OpenFile, openPath, PosixDevice } from './posix-device.ts';
+import { asksCache, type OpenFile, openPath, PosixDevice } from './posix-device.ts';
 
 const EXTENTS_MAX = 1024;
 /** include/uapi/linux/magic.h */
 const TMPFS_MAGIC = 0x01021994;
 const RAMFS_MAGIC = 0x858458f6;
+/** Of file systems that another program or machine keeps: FUSE, NFS, SMB (three), 9P, Ceph, AFS (two), Lustre, VirtualBox. */
+const REMOTE = new Set([
+  0x65735546, 0x6969, 0x517b, 0xff534d42, 0xfe534d42, 0x01021997, 0x00c36400, 0x5346414f, 0x6b414653, 0x0bd00bd0,
+  0x786f4256,
+]);
 
 /** A regular file as a disk. It is locked (flock) as long as it is open: shared to read, exclusive to write. */
 export class FileDevice extends PosixDevice {
@@ -24,13 +30,16 @@ export class FileDevice extends PosixDevice {
     const { path } = await locate(argument);
     const fd = await openPath(path, mode);
     try {
-      const stat = fs.fstatSync(fd, { bigint: true });
+      const stat = await statOnThread(fd);
       if (!stat.isFile()) throw new DmError('NOT_A_DISK', 'ENODEV', `Cannot open ${path}: it is not a regular file`);
       checkSize(path, Number(stat.size));
       if (!(await lock(fd, mode === 'rw' ? 'exclusive' : 'shared', system()))) throw inUse(path, stat, mode);
-      const { type } = fs.statfsSync(path);
+      const { type } = await fs.promises.statfs(path);
       const inMemory = type === TMPFS_MAGIC || type === RAMFS_MAGIC;
-      const device = new FileDevice({ fd, path, name: path, blockSize: SECTOR, readOnly: mode === 'r', inMemory });
+      const remoteSize = REMOTE.has(type) ? Number(stat.size) : undefined;
+      const readOnly = mode === 'r';
+      const file = { fd, path, name: path, blockSize: SECTOR, readOnly, inMemory, asksCache: await asksCache(fd) };
+      const device = new FileDevice({ ...file, remoteSize });
       if (mode === 'rw') await device.#probe();
       return device;
     } catch (error) {
@@ -60,23 +69,36 @@ export class FileDevice extends PosixDevice {
 
   override extents(at: Bytes, length: number): Maybe<Extent[]> {
     this.check('map', at, length);
-    if (!this.system) return [{ length: bytes(length), hole: false, zero: false }];
+    const { system } = this;
+    if (!system) return [{ length: bytes(length), hole: false, zero: false }];
+    const scan = this.#scan(at, at + length);
+    let step = scan.next();
+    if (!this.isRemote) {
+      while (!step.done) step = scan.next(system.seek(this.fd, step.value.from, step.value.whence));
+      return step.value;
+    }
+    return this.onThread(async () => {
+      while (!step.done) step = scan.next(await system.seekOnThread(this.fd, step.value.from, step.value.whence));
+      return step.value;
+    });
+  }
+
+  /** Yields the `seek`s to make, and is given what they found. */
+  *#scan(at: number, end: number): Generator<{ whence: number; from: number }, Extent[], number> {
     const found: Extent[] = [];
-    const end = at + length;
-    for (let position: number = at; position < end && found.length < EXTENTS_MAX; ) {
-      const data = this.#next(SEEK_DATA, position, end);
+    for (let position = at; position < end && found.length < EXTENTS_MAX; ) {
+      const data = this.#edge(SEEK_DATA, position, end, yield { whence: SEEK_DATA, from: position });
       if (data > position) found.push({ length: bytes(data - position), hole: true, zero: true });
       if (data === end) break;
       // At least a sector: if it became a hole in between, it still counts as data, and the loop goes on.
-      position = Math.max(this.#next(SEEK_HOLE, data, end), data + SECTOR);
+      position = Math.max(this.#edge(SEEK_HOLE, data, end, yield { whence: SEEK_HOLE, from: data }), data + SECTOR);
       found.push({ length: bytes(position - data), hole: false, zero: false });
     }
     return found;
   }
 
   /** Where the next data or hole begins, at most `end`. A sector that is part data counts as data. */
-  #next(whence: number, from: number, end: number): number {
-    const found = this.system!.seek(this.fd, from, whence);
+  #edge(whence: number, from: number, end: number, found: number): number {
     if (found === -errnoNumber('ENXIO')) return end;
     // The filesystem cannot say: data from here on.
     if (found < 0) return whence === SEEK_DATA ? from : end;
@@ -88,6 +110,7 @@ export class FileDevice extends PosixDevice {
   extend(size: Bytes): void {
     try {
       fs.ftruncateSync(this.fd, size);
+      this.sizeIs(size);
     } catch (error) {
       throw fromSystem(error, `Cannot extend ${this.path} to ${size} bytes`);
     }
@@ -115,8 +138,8 @@ export class FileDevice extends PosixDevice {
   protected override async reopen(): Promise<number> {
     const fd = await openPath(this.path, 'rw');
     try {
-      const stat = fs.fstatSync(fd, { bigint: true });
-      const now = fs.fstatSync(this.fd, { bigint: true });
+      const stat = await statOnThread(fd);
+      const now = await statOnThread(this.fd);
       if (stat.ino !== now.ino || stat.dev !== now.dev)
         throw new DmError(
           'REPLACED',
@@ -140,6 +163,9 @@ export class FileDevice extends PosixDevice {
     }
   }
 }
+
+const stat = promisify(fs.fstat);
+const statOnThread = (fd: number) => stat(fd, { bigint: true });
 
 function checkSize(path: string, size: number): void {
   if (size % SECTOR === 0) return;

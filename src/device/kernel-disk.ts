@@ -5,7 +5,7 @@ import { BLKDISCARD, BLKSSZGET, BLKZEROOUT, PUNCH_HOLE, system } from '../lib/sy
 import { type Bytes, bytes, SECTOR } from '../units.ts';
 import type { Extent, Maybe, Mode } from './block-device.ts';
 import { deviceNumber, locate } from './locate.ts';
-import { openPath, PosixDevice } from './posix-device.ts';
+import { asksCache, type OpenFile, openPath, PosixDevice } from './posix-device.ts';
 
 /**
  * A block device of the running kernel. Who writes claims it (O_EXCL), so that a disk that is mounted, swapped on, or
@@ -27,16 +27,17 @@ export class KernelDisk extends PosixDevice {
     try {
       const sys = system();
       const blockSize = sys ? sys.ioctlInt(fd, BLKSSZGET) : number(name, 'queue/logical_block_size');
-      return new KernelDisk(fd, path, name, blockSize, mode === 'r');
+      const readOnly = mode === 'r';
+      return new KernelDisk({ fd, path, name, blockSize, readOnly, inMemory: false, asksCache: await asksCache(fd) });
     } catch (error) {
       fs.closeSync(fd);
       throw fromSystem(error, `Cannot open ${path}`);
     }
   }
 
-  private constructor(fd: number, path: string, name: string, blockSize: number, readOnly: boolean) {
-    super({ fd, path, name, blockSize, readOnly, inMemory: false });
-    this.canDiscard = this.system !== undefined && number(name, 'queue/discard_max_bytes') > 0;
+  private constructor(file: OpenFile) {
+    super(file);
+    this.canDiscard = this.system !== undefined && number(file.name, 'queue/discard_max_bytes') > 0;
   }
 
   /** The kernel does not say what a disk has allocated. */

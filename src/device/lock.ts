@@ -18,7 +18,7 @@ export type LockKind = 'shared' | 'exclusive' | 'none';
 export async function lock(fd: number, kind: LockKind, system: System | undefined): Promise<boolean> {
   if (!system) return lockByProgram(fd, kind);
   try {
-    return system.lock(fd, kind === 'shared' ? LOCK_SH : kind === 'exclusive' ? LOCK_EX : LOCK_UN);
+    return await system.lockOnThread(fd, kind === 'shared' ? LOCK_SH : kind === 'exclusive' ? LOCK_EX : LOCK_UN);
   } catch {
     return true; // ENOLCK, EOPNOTSUPP: a network filesystem without locks.
   }

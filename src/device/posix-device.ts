@@ -6,11 +6,15 @@ import { MUST_WAIT, NEVER, SEEK_END, type System, system } from '../lib/system.t
 import { type Bytes, bytes, SECTOR } from '../units.ts';
 import type { BlockDevice, Extent, Maybe, Mode } from './block-device.ts';
 import { FlushGroup } from './flush-group.ts';
+import { Stalls } from './stalls.ts';
+import { ThreadShare } from './thread-share.ts';
 
 /** Longer requests go through a thread, so that one copy does not hold up everyone else's requests. */
 const INLINE_MAX = 1 << 20;
 /** Zeroes up to this length that must stay allocated are written like data. */
 const ZEROES_INLINE_MAX = 1 << 16;
+/** After a read that was not in the page cache, so many have to be there before the next one is not asked about first. */
+const WARY = 64;
 /** What is written at a time where zeroes must be written out. */
 const zeroes = new Uint8Array(INLINE_MAX);
 
@@ -27,13 +31,20 @@ export interface OpenFile {
   readOnly: boolean;
   /** The pages are the disk (tmpfs): a read never waits, though RWF_NOWAIT is not to be had. */
   inMemory: boolean;
+  /** What `asksCache` found. */
+  asksCache: boolean;
+  /** The size in bytes where another program or machine keeps the file (FUSE, NFS), and any call may wait for it. */
+  remoteSize?: number;
 }
 
 /**
  * What a regular file and a kernel block device have in common: a descriptor and the page cache.
  *
  * Reads are copied from the page cache at once when it holds them, and wait for the disk on a thread when not. Writes go into
- * the page cache at once. The size is asked of the kernel whenever `size` is; a request that ends within the size last
+ * the page cache at once, unless even that is likely to wait. Threads are shared out among the disks (thread-share.ts), so
+ * that one that is slow, or hangs, holds up nobody else.
+ *
+ * The size is asked of the kernel whenever `size` is; a request that ends within the size last
  * seen is not checked again (a read then finds the end by itself; a write past the end of a file that has just been
  * truncated makes it longer again, as it does under a loop device).
  */
@@ -47,6 +58,14 @@ export abstract class PosixDevice implements BlockDevice {
   #known = 0;
   #inMemory: boolean;
   #cacheTells: boolean;
+  readonly #asksCache: boolean;
+  /** Reads that are asked about before they are tried: one that misses waits until the disk takes its request. */
+  #wary = WARY;
+  readonly #stalls = new Stalls();
+  readonly #remote: boolean;
+  /** Set while it is asked for; undefined again when it has changed meanwhile. */
+  #sizeAsked: Promise<void> | undefined;
+  readonly #threads = new ThreadShare();
   readonly #flushes: FlushGroup;
   /** Disks from which the kernel copies nothing to this one. */
   readonly #strangers = new WeakSet<PosixDevice>();
@@ -62,6 +81,9 @@ export abstract class PosixDevice implements BlockDevice {
     this.#readOnly = file.readOnly;
     this.#inMemory = file.inMemory;
     this.#cacheTells = this.system !== undefined;
+    this.#asksCache = file.asksCache;
+    this.#remote = file.remoteSize !== undefined;
+    this.sizeIs(file.remoteSize ?? 0);
     this.#flushes = new FlushGroup(() => this.#sync());
     // A process that was killed may have left writes in the page cache that nobody has flushed.
     if (!file.readOnly) this.#flushes.wrote();
@@ -71,10 +93,35 @@ export abstract class PosixDevice implements BlockDevice {
     return this.#readOnly;
   }
 
+  /** Where another program or machine keeps the file: as it was when last asked, and it is asked again for the next time. */
   get size(): Bytes {
-    const end = this.system ? this.system.seek(this.fd, 0, SEEK_END) : this.slowSize();
-    this.#known = Math.floor(end / SECTOR) * SECTOR;
+    if (this.#remote) this.#askSize();
+    else this.sizeIs(this.system ? this.system.seek(this.fd, 0, SEEK_END) : this.slowSize());
     return bytes(this.#known);
+  }
+
+  /** Bytes. */
+  protected sizeIs(size: number): void {
+    this.#known = Math.floor(size / SECTOR) * SECTOR;
+    this.#sizeAsked = undefined;
+  }
+
+  #askSize(): void {
+    if (this.#sizeAsked) return;
+    const asked = this.onThread(() => sizeOnThread(this.fd)).then(
+      (size) => {
+        if (this.#sizeAsked === asked) this.sizeIs(size);
+      },
+      () => {
+        if (this.#sizeAsked === asked) this.#sizeAsked = undefined;
+      },
+    );
+    this.#sizeAsked = asked;
+  }
+
+  /** The file is kept by another program or machine: no call on it may be made on this thread. */
+  protected get isRemote(): boolean {
+    return this.#remote;
   }
 
   abstract get canDiscard(): boolean;
@@ -92,9 +139,13 @@ export abstract class PosixDevice implements BlockDevice {
     this.check('read', at, length);
     let done = 0;
     if (length <= INLINE_MAX) {
-      if (this.#cacheTells) {
+      if (this.#cacheTells && this.#mayTry(at, length)) {
         done = this.system!.readCached(this.fd, at, into, start, length);
-        if (done === length) return;
+        if (done === length) {
+          if (this.#wary > 0 && this.#threads.running === 0) this.#wary--;
+          return;
+        }
+        this.#wary = WARY;
         if (done === NEVER) this.#cacheTells = false;
         if (done === MUST_WAIT || done === NEVER) done = 0;
       }
@@ -110,22 +161,45 @@ export abstract class PosixDevice implements BlockDevice {
     return this.#readRest(at, into, start, length, done);
   }
 
+  /**
+   * A read of what the page cache lacks makes the disk's request on this thread, and waits where the disk takes no more
+   * of them. So when one is likely to miss, the cache is asked first; where it cannot be, it is enough that none waits for a thread.
+   */
+  #mayTry(at: number, length: number): boolean {
+    if (this.#wary === 0) return true;
+    const known = this.#asksCache ? this.system!.isCached(this.fd, at, length) : undefined;
+    const cached = known ?? !this.#threads.isFull;
+    if (!cached) this.#wary = WARY;
+    return cached;
+  }
+
   async #readRest(at: number, into: Uint8Array, start: number, length: number, done: number): Promise<void> {
-    for (let position = done; position < length; ) {
-      let count: number;
-      try {
-        count = await readOnThread(this.fd, into, start + position, length - position, at + position);
-      } catch (error) {
-        throw this.failure('read', at, length, error);
+    const turn = this.#threads.enter();
+    if (turn) await turn;
+    try {
+      for (let position = done; position < length; ) {
+        let count: number;
+        try {
+          count = await readOnThread(this.fd, into, start + position, length - position, at + position);
+        } catch (error) {
+          throw this.failure('read', at, length, error);
+        }
+        if (count === 0) throw this.#beyond('read', at, length, this.size);
+        position += count;
       }
-      if (count === 0) throw this.#beyond('read', at, length, this.size);
-      position += count;
+    } finally {
+      this.#threads.leave();
     }
   }
 
   write(at: Bytes, from: Uint8Array, start: number, length: number): Maybe {
     this.checkWrite('write', at, length);
-    if (length > INLINE_MAX) return this.#writeOnThread(at, from, start, length);
+    if (length > INLINE_MAX || this.#mayStall(at, length)) return this.#writeOnThread(at, from, start, length);
+    this.#writeHere(at, from, start, length);
+  }
+
+  #writeHere(at: number, from: Uint8Array, start: number, length: number): void {
+    if (!this.#inMemory) this.#stalls.before();
     try {
       for (let done = 0; done < length; )
         done += progress(fs.writeSync(this.fd, from, start + done, length - done, at + done));
@@ -133,17 +207,47 @@ export abstract class PosixDevice implements BlockDevice {
       throw this.failure('write', at, length, error);
     } finally {
       this.#flushes.wrote();
+      if (!this.#inMemory) this.#stalls.after();
     }
   }
 
+  /** A write into the page cache is likely to wait for the disk, or for another program or machine. */
+  #mayStall(at: number, length: number): boolean {
+    if (this.#inMemory) return false;
+    if (this.#remote || this.#stalls.expected || this.#threads.isStuck) return true;
+    // The rest of a page that is written in part is read first.
+    if (!this.#asksCache) return false;
+    const { pageSize } = this.system!;
+    const end = at + length;
+    return (at % pageSize !== 0 && this.#isAbsent(at)) || (end % pageSize !== 0 && this.#isAbsent(end - 1));
+  }
+
+  #isAbsent(at: number): boolean {
+    return this.system!.isCached(this.fd, at, 1) === false;
+  }
+
   async #writeOnThread(at: number, from: Uint8Array, start: number, length: number): Promise<void> {
+    const turn = this.#threads.enter();
+    if (turn) await turn;
     try {
       for (let done = 0; done < length; )
         done += progress(await writeOnThread(this.fd, from, start + done, length - done, at + done));
     } catch (error) {
       throw this.failure('write', at, length, error);
     } finally {
+      this.#threads.leave();
       this.#flushes.wrote();
+    }
+  }
+
+  /** Makes a call on a thread of this disk's share. */
+  protected async onThread<T>(call: () => Promise<T>, first = false): Promise<T> {
+    const turn = this.#threads.enter(first);
+    if (turn) await turn;
+    try {
+      return await call();
+    } finally {
+      this.#threads.leave();
     }
   }
 
@@ -151,6 +255,8 @@ export abstract class PosixDevice implements BlockDevice {
     if (!this.system || !(source instanceof PosixDevice) || this.#strangers.has(source)) return false;
     this.checkWrite('write', at, length);
     source.check('read', from, length);
+    const turn = this.#threads.enter();
+    if (turn) await turn;
     try {
       for (let done = 0; done < length; ) {
         const count = await this.system.copyRange(source.fd, from + done, this.fd, at + done, length - done);
@@ -166,6 +272,7 @@ export abstract class PosixDevice implements BlockDevice {
       if (code !== undefined && CANNOT_COPY.has(code)) this.#strangers.add(source);
       return false;
     } finally {
+      this.#threads.leave();
       this.#flushes.wrote();
     }
   }
@@ -176,7 +283,7 @@ export abstract class PosixDevice implements BlockDevice {
 
   async #sync(): Promise<void> {
     try {
-      await syncOnThread(this.fd);
+      await this.onThread(() => syncOnThread(this.fd), true);
     } catch (error) {
       const { errno } = fromSystem(error, '');
       throw new DmError(
@@ -196,7 +303,12 @@ export abstract class PosixDevice implements BlockDevice {
         'EOPNOTSUPP',
         `Cannot discard on ${this.name}: what holds it cannot give space back`,
       );
-    return this.#change('discard', at, length, this.discardRange(at, length));
+    return this.#change(
+      'discard',
+      at,
+      length,
+      this.onThread(() => this.discardRange(at, length)),
+    );
   }
 
   writeZeroes(at: Bytes, length: number, mayUnmap: boolean): Maybe {
@@ -206,7 +318,7 @@ export abstract class PosixDevice implements BlockDevice {
   }
 
   async #zero(at: number, length: number, mayUnmap: boolean): Promise<void> {
-    if (await this.zeroRange(at, length, mayUnmap)) return;
+    if (await this.onThread(() => this.zeroRange(at, length, mayUnmap))) return;
     for (let done = 0; done < length; ) {
       const piece = Math.min(zeroes.length, length - done);
       await this.write(bytes(at + done), zeroes, 0, piece);
@@ -247,9 +359,10 @@ export abstract class PosixDevice implements BlockDevice {
     this.#flushes.wrote();
   }
 
+  /** Of its own: what closes a disk that hangs waits for nobody else. */
   async close(): Promise<void> {
-    fs.closeSync(this.fd);
-    if (this.#replaced >= 0) fs.closeSync(this.#replaced);
+    await closeOnThread(this.fd);
+    if (this.#replaced >= 0) await closeOnThread(this.#replaced);
   }
 
   protected check(what: string, at: number, length: number): void {
@@ -308,6 +421,19 @@ export async function openPath(path: string, mode: Mode, writerFlags = 0): Promi
   }
 }
 
+/**
+ * Whether the page cache can be asked what it has of a file. On a file system that lies on another one (overlay) it has
+ * nothing of this file, but all of the other's.
+ */
+export async function asksCache(fd: number): Promise<boolean> {
+  try {
+    await readOnThread(fd, new Uint8Array(1), 0, 1, 0);
+  } catch {
+    // Who reads that sector again will hear of it.
+  }
+  return system()?.isCached(fd, 0, 1) === true;
+}
+
 /** A write of nothing would be tried for ever. */
 function progress(count: number): number {
   if (count === 0) throw Object.assign(new Error('nothing was written'), { code: 'EIO' satisfies Errno });
@@ -325,3 +451,6 @@ const writeOnThread = (fd: number, from: Uint8Array, start: number, length: numb
   onThread<number>((settle) => fs.write(fd, from, start, length, at, settle));
 const syncOnThread = (fd: number) =>
   onThread<void>((settle) => fs.fdatasync(fd, settle as (error: Error | null) => void));
+const closeOnThread = (fd: number) => onThread<void>((settle) => fs.close(fd, settle as (error: Error | null) => void));
+const sizeOnThread = (fd: number) =>
+  onThread<number>((settle) => fs.fstat(fd, (error, stat) => settle(error, stat?.size)));

@@ -30,10 +30,13 @@ export const BLKZEROOUT = 0x127f;
 /** `fcntl`, the same number on every machine. */
 const F_DUPFD_CLOEXEC = 1030;
 const RWF_NOWAIT = 8;
-const MSG_DONTWAIT = 0x40;
-const MSG_NOSIGNAL = 0x4000;
 const SYNC_FILE_RANGE_WRITE = 2;
+/** Of `cachestat`, on every machine: it is newer than the common numbers. The C library has no function for it yet. */
+const SYS_CACHESTAT = 451;
+const RUSAGE_THREAD = 1;
 const EAGAIN = 11;
+const EINVAL = 22;
+const ENOSYS = 38;
 const EOPNOTSUPP = 95;
 
 /** Calls that fail throw or reject with what `node:fs` would: an Error whose `code` is the errno's name. */
@@ -44,18 +47,29 @@ export interface System {
    * read that may wait tells why), and `NEVER` when the filesystem cannot say.
    */
   readCached(fd: number, at: number, into: Uint8Array, start: number, length: number): number;
+  /**
+   * Whether the page cache has all of a range, without asking the disk for anything (unlike `readCached`, which begins to read what it
+   * does not find). Undefined where the kernel cannot say: before Linux 6.5, or for a file that is not the caller's.
+   */
+  isCached(fd: number, at: number, length: number): boolean | undefined;
+  /** Bytes of a page of the page cache. */
+  readonly pageSize: number;
+  /** How often the calling thread has slept so far, to wait for something. */
+  naps(): number;
   /** The offset found, or a negative errno: -ENXIO where there is none, -EINVAL when the file cannot say. */
   seek(fd: number, at: number, whence: number): number;
+  /** `seek` on a thread. */
+  seekOnThread(fd: number, at: number, whence: number): Promise<number>;
   /** Runs on a thread: a journal or a disk may hold it up. */
   fallocate(fd: number, mode: number, at: number, length: number): Promise<void>;
   /** Copies from one file to another inside the kernel, on a thread. Resolves with the bytes copied, 0 at the source's end. */
   copyRange(from: number, fromAt: number, to: number, at: number, length: number): Promise<number>;
   /** Begins to write to the disk what the page cache holds of a range; on a thread. A flush still tells what became of it. */
   startWriteback(fd: number, at: number, length: number): Promise<void>;
-  /** Sends what the socket takes at once: the number of bytes, or `MUST_WAIT` if it takes none (or broke: a stream tells why). */
-  send(fd: number, from: Uint8Array, start: number, length: number): number;
   /** False: someone else holds the lock. */
   lock(fd: number, operation: number): boolean;
+  /** `lock` on a thread: another machine may have to be asked. */
+  lockOnThread(fd: number, operation: number): Promise<boolean>;
   /** Another descriptor for the same open file or socket; programs that are started do not get it. */
   duplicate(fd: number): number;
   /** An ioctl that fills an int. */
@@ -109,6 +123,15 @@ function load(): System | null {
     'int64_t',
     'int',
   ]);
+  const cachestat = call<[number, number, number, number, number]>('syscall', 'int', [
+    'int',
+    'int',
+    'intptr_t',
+    'intptr_t',
+    'int',
+  ]);
+  const getrusage = call<[number, ArrayBufferView]>('getrusage', 'int', ['int', 'void *']);
+  const pageSize = call<[]>('getpagesize', 'int', [])();
   const lseek = call<[number, number, number]>('lseek', 'int64_t', ['int', 'int64_t', 'int']);
   const fallocate = call<[number, number, number, number]>('fallocate', 'int', ['int', 'int', 'int64_t', 'int64_t']);
   const copyRange = call<[number, ArrayBufferView, number, ArrayBufferView, number, number]>(
@@ -123,7 +146,6 @@ function load(): System | null {
     'unsigned int',
   ]);
   const flock = call<[number, number]>('flock', 'int', ['int', 'int']);
-  const send = call<[number, number, number, number]>('send', 'int64_t', ['int', 'intptr_t', 'size_t', 'int']);
   // Variadic in C; on these machines an integer or pointer travels in the same register either way.
   const fcntl = call<[number, number, number]>('fcntl', 'int', ['int', 'int', 'int']);
   const ioctl = call<[number, number, ArrayBufferView]>('ioctl', 'int', ['int', 'unsigned long', 'void *']);
@@ -132,20 +154,16 @@ function load(): System | null {
   // small typed arrays that have none. Passing addresses as numbers saves koffi two conversions per read.
   const iovec = new Uint32Array(new ArrayBuffer(16));
   const iovecAddress = Number(koffi.address(iovec));
+  // struct cachestat_range (offset, length) and struct cachestat, of which the first u64 counts the pages that are there.
+  const range = new Uint32Array(new ArrayBuffer(16));
+  const rangeAddress = Number(koffi.address(range));
+  const found = new Uint32Array(new ArrayBuffer(40));
+  const foundAddress = Number(koffi.address(found));
+  let cacheTells = true;
+  // struct rusage: ru_nvcsw is its 17th long.
+  const usage = new Uint32Array(new ArrayBuffer(144));
   // The memory of a buffer stays where it is as long as the buffer is not detached, and then its length is 0.
   const addresses = new WeakMap<Uint8Array, number>();
-
-  /** Where `length` bytes at `start` of a buffer lie. */
-  const addressOf = (buffer: Uint8Array, start: number, length: number): number => {
-    if (!(start >= 0 && length >= 0 && start + length <= buffer.byteLength))
-      throw new RangeError(`${length} bytes at ${start} do not lie in a buffer of ${buffer.byteLength}`);
-    let base = addresses.get(buffer);
-    if (base === undefined) {
-      base = Number(koffi.address(buffer));
-      addresses.set(buffer, base);
-    }
-    return base + start;
-  };
 
   const failure = (name: string, errno: number): NodeJS.ErrnoException => {
     const code = errnoName(errno);
@@ -167,7 +185,14 @@ function load(): System | null {
 
   return {
     readCached(fd, at, into, start, length) {
-      const base = addressOf(into, start, length);
+      if (!(start >= 0 && length >= 0 && start + length <= into.byteLength))
+        throw new RangeError(`${length} bytes at ${start} do not lie in a buffer of ${into.byteLength}`);
+      let base = addresses.get(into);
+      if (base === undefined) {
+        base = Number(koffi.address(into));
+        addresses.set(into, base);
+      }
+      base += start;
       iovec[0] = base;
       iovec[1] = base / 2 ** 32;
       iovec[2] = length;
@@ -176,10 +201,29 @@ function load(): System | null {
       if (count >= 0) return count;
       return koffi.errno() === EOPNOTSUPP ? NEVER : MUST_WAIT;
     },
-    seek(fd, at, whence) {
-      const found = lseek(fd, at, whence);
-      return found >= 0 ? found : -koffi.errno();
+    isCached(fd, at, length) {
+      if (!cacheTells) return undefined;
+      range[0] = at;
+      range[1] = at / 2 ** 32;
+      range[2] = length;
+      range[3] = length / 2 ** 32;
+      if (cachestat(SYS_CACHESTAT, fd, rangeAddress, foundAddress, 0) < 0) {
+        if (koffi.errno() === ENOSYS) cacheTells = false;
+        return undefined;
+      }
+      return found[0] === Math.ceil((at + length) / pageSize) - Math.floor(at / pageSize);
     },
+    pageSize,
+    naps: () => {
+      getrusage(RUSAGE_THREAD, usage);
+      return usage[32];
+    },
+    seek(fd, at, whence) {
+      const offset = lseek(fd, at, whence);
+      return offset >= 0 ? offset : -koffi.errno();
+    },
+    seekOnThread: (fd, at, whence) =>
+      onThread('lseek', lseek, fd, at, whence).catch((error: NodeJS.ErrnoException) => error.errno ?? -EINVAL),
     fallocate: async (fd, mode, at, length) => {
       await onThread('fallocate', fallocate, fd, mode, at, length);
     },
@@ -190,15 +234,20 @@ function load(): System | null {
     async startWriteback(fd, at, length) {
       await onThread('sync_file_range', syncRange, fd, at, length, SYNC_FILE_RANGE_WRITE);
     },
-    send(fd, from, start, length) {
-      const count = send(fd, addressOf(from, start, length), length, MSG_DONTWAIT | MSG_NOSIGNAL);
-      return count >= 0 ? count : MUST_WAIT;
-    },
     lock(fd, operation) {
       if (flock(fd, operation | LOCK_NB) === 0) return true;
       const errno = koffi.errno();
       if (errno === EAGAIN) return false;
       throw failure('flock', errno);
+    },
+    async lockOnThread(fd, operation) {
+      try {
+        await onThread('flock', flock, fd, operation | LOCK_NB);
+        return true;
+      } catch (error) {
+        if ((error as NodeJS.ErrnoException).code === 'EAGAIN') return false;
+        throw error;
+      }
     },
     duplicate(fd) {
       const copy = fcntl(fd, F_DUPFD_CLOEXEC, 0);

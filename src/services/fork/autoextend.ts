@@ -94,6 +94,8 @@ function grown(from: number, used: number, { threshold, percent, chunkSize }: Po
 }
 
 function isFile(path: string, device: BlockDevice): boolean {
+  // Asked every second, and the disk may hang.
+  if (path === device.path) return true;
   try {
     return realpathSync(path) === device.path;
   } catch {

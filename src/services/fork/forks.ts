@@ -8,7 +8,7 @@
  * Merges are in merges.ts.
  */
 import { randomUUID } from 'node:crypto';
-import { existsSync } from 'node:fs';
+import { access } from 'node:fs/promises';
 import { dirname, join, resolve } from 'node:path';
 import { DmError } from '../../errors.ts';
 import { isNbdUri } from '../../formats/nbd/uri.ts';
@@ -250,7 +250,11 @@ export class Forks implements ForkControl {
 
   /** The device of that name is gone, but not for good until the merge has ended. */
   #checkNotMerged(name: string, attempted: string): void {
-    if (this.#images.mergingOf(name)) throw merging(name, attempted);
+    const merging = this.#images.mergingOf(name);
+    if (!merging) return;
+    throw new DmError('MERGING', 'EBUSY', `Cannot ${attempted} ${name}: it is being merged`, {
+      hint: `wait for it: dmkit merge ${name}`,
+    });
   }
 
   async #openImage(image: string, { raw = false, directory = process.cwd() }: ForkOptions): Promise<Lease> {
@@ -289,7 +293,11 @@ export class Forks implements ForkControl {
     const uuid = `dmkit-fork-${randomUUID()}`;
     const path = cowPath(image, name, options);
     // Before anything is made: a crash leaves a record too many, never a device or a COW file that nobody knows.
-    const record: ForkRecord = { uuid, role: 'fork', image, cow: path, owned: !existsSync(path), autoextend };
+    const exists = await access(path).then(
+      () => true,
+      () => false,
+    );
+    const record: ForkRecord = { uuid, role: 'fork', image, cow: path, owned: !exists, autoextend };
     this.#images.records.push(record);
     let cow: CowFile | undefined;
     let origin: { name: string; made: boolean } | undefined;
@@ -423,12 +431,6 @@ export class Forks implements ForkControl {
     });
   }
 }
-
-/** The fork `name` is being merged. */
-export const merging = (name: string, attempted: string) =>
-  new DmError('MERGING', 'EBUSY', `Cannot ${attempted} ${name}: it is being merged`, {
-    hint: `wait for it: dmkit merge ${name}`,
-  });
 
 export function cowPath(image: string, name: string, { cow, directory = process.cwd() }: ForkOptions): string {
   // Not beside a block device or a URI: /dev lies in memory.
