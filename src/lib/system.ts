@@ -30,6 +30,8 @@ export const BLKZEROOUT = 0x127f;
 /** `fcntl`, the same number on every machine. */
 const F_DUPFD_CLOEXEC = 1030;
 const RWF_NOWAIT = 8;
+const MSG_DONTWAIT = 0x40;
+const MSG_NOSIGNAL = 0x4000;
 const SYNC_FILE_RANGE_WRITE = 2;
 /** Of `cachestat`, on every machine: it is newer than the common numbers. The C library has no function for it yet. */
 const SYS_CACHESTAT = 451;
@@ -66,6 +68,8 @@ export interface System {
   copyRange(from: number, fromAt: number, to: number, at: number, length: number): Promise<number>;
   /** Begins to write to the disk what the page cache holds of a range; on a thread. A flush still tells what became of it. */
   startWriteback(fd: number, at: number, length: number): Promise<void>;
+  /** Sends what the socket takes at once: the number of bytes, or `MUST_WAIT` if it takes none (or broke: a stream tells why). */
+  send(fd: number, from: Uint8Array, start: number, length: number): number;
   /** False: someone else holds the lock. */
   lock(fd: number, operation: number): boolean;
   /** `lock` on a thread: another machine may have to be asked. */
@@ -146,6 +150,7 @@ function load(): System | null {
     'unsigned int',
   ]);
   const flock = call<[number, number]>('flock', 'int', ['int', 'int']);
+  const send = call<[number, number, number, number]>('send', 'int64_t', ['int', 'intptr_t', 'size_t', 'int']);
   // Variadic in C; on these machines an integer or pointer travels in the same register either way.
   const fcntl = call<[number, number, number]>('fcntl', 'int', ['int', 'int', 'int']);
   const ioctl = call<[number, number, ArrayBufferView]>('ioctl', 'int', ['int', 'unsigned long', 'void *']);
@@ -164,6 +169,18 @@ function load(): System | null {
   const usage = new Uint32Array(new ArrayBuffer(144));
   // The memory of a buffer stays where it is as long as the buffer is not detached, and then its length is 0.
   const addresses = new WeakMap<Uint8Array, number>();
+
+  /** Where `length` bytes at `start` of a buffer lie. */
+  const addressOf = (buffer: Uint8Array, start: number, length: number): number => {
+    if (!(start >= 0 && length >= 0 && start + length <= buffer.byteLength))
+      throw new RangeError(`${length} bytes at ${start} do not lie in a buffer of ${buffer.byteLength}`);
+    let base = addresses.get(buffer);
+    if (base === undefined) {
+      base = Number(koffi.address(buffer));
+      addresses.set(buffer, base);
+    }
+    return base + start;
+  };
 
   const failure = (name: string, errno: number): NodeJS.ErrnoException => {
     const code = errnoName(errno);
@@ -185,14 +202,7 @@ function load(): System | null {
 
   return {
     readCached(fd, at, into, start, length) {
-      if (!(start >= 0 && length >= 0 && start + length <= into.byteLength))
-        throw new RangeError(`${length} bytes at ${start} do not lie in a buffer of ${into.byteLength}`);
-      let base = addresses.get(into);
-      if (base === undefined) {
-        base = Number(koffi.address(into));
-        addresses.set(into, base);
-      }
-      base += start;
+      const base = addressOf(into, start, length);
       iovec[0] = base;
       iovec[1] = base / 2 ** 32;
       iovec[2] = length;
@@ -233,6 +243,10 @@ function load(): System | null {
     },
     async startWriteback(fd, at, length) {
       await onThread('sync_file_range', syncRange, fd, at, length, SYNC_FILE_RANGE_WRITE);
+    },
+    send(fd, from, start, length) {
+      const count = send(fd, addressOf(from, start, length), length, MSG_DONTWAIT | MSG_NOSIGNAL);
+      return count >= 0 ? count : MUST_WAIT;
     },
     lock(fd, operation) {
       if (flock(fd, operation | LOCK_NB) === 0) return true;

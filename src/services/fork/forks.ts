@@ -250,11 +250,7 @@ export class Forks implements ForkControl {
 
   /** The device of that name is gone, but not for good until the merge has ended. */
   #checkNotMerged(name: string, attempted: string): void {
-    const merging = this.#images.mergingOf(name);
-    if (!merging) return;
-    throw new DmError('MERGING', 'EBUSY', `Cannot ${attempted} ${name}: it is being merged`, {
-      hint: `wait for it: dmkit merge ${name}`,
-    });
+    if (this.#images.mergingOf(name)) throw merging(name, attempted);
   }
 
   async #openImage(image: string, { raw = false, directory = process.cwd() }: ForkOptions): Promise<Lease> {
@@ -431,6 +427,12 @@ export class Forks implements ForkControl {
     });
   }
 }
+
+/** The fork `name` is being merged. */
+export const merging = (name: string, attempted: string) =>
+  new DmError('MERGING', 'EBUSY', `Cannot ${attempted} ${name}: it is being merged`, {
+    hint: `wait for it: dmkit merge ${name}`,
+  });
 
 export function cowPath(image: string, name: string, { cow, directory = process.cwd() }: ForkOptions): string {
   // Not beside a block device or a URI: /dev lies in memory.
