@@ -16,10 +16,8 @@ export const WRITES = 64;
 export const WRITE_BYTES = 4096;
 /** Sectors of a chunk. */
 export const CHUNK = 128;
-/** Sectors: far more chunks than are written, so that no two of them are neighbours. */
+/** Sectors: so many chunks that no two of the first 871 that are written are neighbours. */
 export const ORIGIN = 8191 * CHUNK;
-/** Sectors of each COW device. */
-export const COW = 2 * WRITES * CHUNK;
 
 /** Sector of write `i`. */
 export const placeOf = (i: number) => ((i * 5003) % 8191) * CHUNK;
@@ -42,10 +40,11 @@ export interface CountsOf {
 export const iosOf = ({ reads, writes }: Counts) => reads + writes;
 
 /** On disks that answer in a later turn, as real ones do. */
-export async function countHere(snapshots: number, depth: number): Promise<CountsOf> {
+export async function countHere(snapshots: number, depth: number, writes = WRITES): Promise<CountsOf> {
   const opener = new FakeDisks();
+  const cow = 2 * writes * CHUNK;
   const below = Array.from({ length: 1 + snapshots }, (_, i) => {
-    const disk = new SlowDevice(opener.ram(i, i === 0 ? ORIGIN : COW));
+    const disk = new SlowDevice(opener.ram(i, i === 0 ? ORIGIN : cow));
     opener.add(disk, `/dev/ram${i}`);
     return disk;
   });
@@ -62,7 +61,7 @@ export async function countHere(snapshots: number, depth: number): Promise<Count
   const data = new Uint8Array(WRITE_BYTES).fill(1);
   const count = async (): Promise<Counts> => {
     for (const disk of below) disk.seen.length = 0;
-    for (let i = 0; i < WRITES; i += depth)
+    for (let i = 0; i < writes; i += depth)
       await Promise.all(
         Array.from({ length: depth }, (_, k) => device.write(bytes(placeOf(i + k) * SECTOR), data, 0, WRITE_BYTES)),
       );
