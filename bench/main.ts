@@ -35,12 +35,12 @@ const number = (name: 'runs' | 'seconds' | 'merge-mib') => {
 
 const { only, smoke } = values;
 const rows = Object.entries(parts).flatMap(([part, rows]) =>
-  rows.filter(({ workload }) => only === undefined || part === only || workload.includes(only)),
+  rows.filter(({ workload }) => only === undefined || part === only || workload.startsWith(only)),
 );
 const wanted = (part: string) => (only === undefined ? part !== 'merge' || smoke : part === only);
 const alone = ['io-counts', 'exceptions', 'merge'];
 if (rows.length === 0 && !alone.some(wanted)) {
-  console.error(`--only takes ${[...Object.keys(parts), ...alone].join(', ')} or words of a workload, not ${only}`);
+  console.error(`--only takes ${[...Object.keys(parts), ...alone].join(', ')} or how a workload begins, not ${only}`);
   process.exit(2);
 }
 
