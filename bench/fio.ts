@@ -2,7 +2,7 @@
 import { spawn } from 'node:child_process';
 import { writeFileSync } from 'node:fs';
 import { prng } from '../src/lib/prng.ts';
-import { CHUNK, type Served } from './contestants/contestant.ts';
+import { CHUNK, own, type Served } from './contestants/contestant.ts';
 
 /** What a client does. */
 export interface Load {
@@ -175,7 +175,7 @@ function fio(
   const common = ['--thread', '--group_reporting', '--randseed=1', '--percentile_list=50:99:99.9'];
   const args = ['--output-format=json', ...common, ...words, ...jobs];
   return new Promise((resolve, reject) => {
-    const child = spawn('fio', args, { stdio: ['ignore', 'pipe', 'pipe'] });
+    const child = own(spawn('fio', args, { stdio: ['ignore', 'pipe', 'pipe'] }));
     let out = '';
     let complaint = '';
     child.stdout.on('data', (text) => (out += text));

@@ -33,11 +33,16 @@ export interface Served {
 /** fio's words for an export. */
 export const nbd = (socket: string, name = '') => ['--ioengine=nbd', `--uri=nbd+unix:///${name}?socket=${socket}`];
 
-/** Nobody outlives the benchmark, however it ends. */
 const running = new Set<ChildProcess>();
 process.once('exit', () => {
   for (const child of running) child.kill('SIGKILL');
 });
+
+/** Makes sure that a process does not outlive the benchmark, however that ends. */
+export function own<Child extends ChildProcess>(child: Child): Child {
+  running.add(child);
+  return child.once('exit', () => running.delete(child));
+}
 
 /** Starts a server and waits until its socket takes connections. */
 export async function start(
@@ -57,7 +62,7 @@ export async function serving(
   command: string,
   socket: string,
 ): Promise<Pick<Served, 'pid' | 'stop'>> {
-  running.add(child);
+  own(child);
   let complaint = '';
   child.stderr?.on('data', (text) => (complaint += text));
   let failed: string | undefined;
@@ -74,7 +79,6 @@ export async function serving(
 }
 
 async function stop(child: ChildProcess): Promise<void> {
-  running.delete(child);
   if (child.exitCode !== null || child.signalCode !== null || child.pid === undefined) return;
   const gone = new Promise((resolve) => child.once('exit', resolve));
   child.kill('SIGTERM');

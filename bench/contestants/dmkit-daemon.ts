@@ -1,10 +1,10 @@
 import { execFile, spawn } from 'node:child_process';
 import { copyFileSync } from 'node:fs';
-import { join } from 'node:path';
+import { join, resolve } from 'node:path';
 import { promisify } from 'node:util';
 import { CHUNK, type Contestant, nbd, serving } from './contestant.ts';
 
-const PROGRAM = join(import.meta.dirname, '../../../bin/dmkit');
+const PROGRAM = resolve('bin/dmkit');
 
 /** Forks of so many images, served by a daemon that may put them on so many threads beside its main one. */
 export const forks = (volumes: number, engines: number): Contestant => ({
