@@ -158,19 +158,19 @@ interface Report {
 }
 
 /**
- * One process for all volumes, with a thread for each connection; reports sum them up, and the last one is on all. `own`:
+ * One process for all volumes, with a thread for each connection; reports sum them up, and the last one is on all. `more`:
  * words for a volume of which this span is used.
  */
 function fio(
   volumes: string[][],
   { at, length: all }: Span,
   words: string[],
-  own = (_share: Span, _volume: number): string[] => [],
+  more = (_share: Span, _volume: number): string[] => [],
 ): Promise<Report[]> {
   const length = all / volumes.length;
   const jobs = volumes.flatMap((volume, i) => {
     const share = { at: at + i * length, length };
-    return ['--name=load', ...volume, `--offset=${share.at}`, `--size=${length}`, ...own(share, i)];
+    return ['--name=load', ...volume, `--offset=${share.at}`, `--size=${length}`, ...more(share, i)];
   });
   const common = ['--thread', '--group_reporting', '--randseed=1', '--percentile_list=50:99:99.9'];
   const args = ['--output-format=json', ...common, ...words, ...jobs];
