@@ -4,6 +4,7 @@
  */
 import type { BlockDevice, ChangedExtent, Extent, Maybe, Mode } from '../device/block-device.ts';
 import { DmError, TableError } from '../errors.ts';
+import { systemClock } from '../lib/clock.ts';
 import { Parts } from '../lib/parts.ts';
 import { splitWords } from '../targets/arguments.ts';
 import type { StatusKind, Target, TargetType } from '../targets/target.ts';
@@ -20,6 +21,8 @@ const SECTORS_MAX = 2 ** 54;
 const ADDRESS_MAX = 2 ** 62 - SECTOR;
 /** One answer of `extents` or `changed`. */
 const EXTENTS_MAX = 1024;
+/** How long a status waits for what it is to count: a disk that hangs below costs it some numbers, not the answer. */
+const STATUS_PATIENCE_MS = 500;
 
 export interface Limits {
   /** Bytes; the largest of the devices below. */
@@ -273,6 +276,14 @@ export class Table {
   }
 
   async prestatus(): Promise<void> {
+    if (!this.#slots.some(({ target }) => target.prestatus)) return;
+    let cancel = () => {};
+    const late = new Promise<void>((resolve) => (cancel = systemClock.after(STATUS_PATIENCE_MS, resolve)));
+    await Promise.race([late, this.#prestatus()]);
+    cancel();
+  }
+
+  async #prestatus(): Promise<void> {
     for (const { target } of this.#slots) await target.prestatus?.();
   }
 
