@@ -15,6 +15,8 @@ export interface DaemonStatus {
   /** Where NBD is served over TCP. */
   nbdTcp?: { host: string; port: number; tls: boolean };
   devices: number;
+  /** That serve devices: the main one, and those of forks that share nothing with others. */
+  threads: number;
   /** NBD connections. */
   connections: number;
   /** Calls on the control socket that have no answer yet, this one not counted. */

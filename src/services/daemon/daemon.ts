@@ -255,6 +255,7 @@ export class Daemon {
       nbdSocket: nbdSocket(run),
       nbdTcp: this.#nbdTcp,
       devices: (await this.#engines.list('list', [])).length,
+      threads: this.#engines.all.length,
       connections: this.#nbd.connectionCount,
       calls: this.#running.size,
       fault: this.#fault,
