@@ -11,6 +11,7 @@
 import { randomUUID } from 'node:crypto';
 import { readFileSync } from 'node:fs';
 import { setTimeout as delay } from 'node:timers/promises';
+import { sharePool } from '../../device/thread-share.ts';
 import { DmError } from '../../errors.ts';
 import type { DeviceInfo, DeviceRef, LoadOptions, TargetSpec } from '../../mapper/control.ts';
 import { type Assembly, assemble } from '../assembly.ts';
@@ -128,6 +129,7 @@ export class Daemon {
     const calls: PeerHandlers = {
       ...engineCalls(this.#local),
       share: ([threads]) => {
+        sharePool(threads);
         this.#nbd.share(threads);
       },
     };

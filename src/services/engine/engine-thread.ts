@@ -1,5 +1,6 @@
 /** The other side of a `RemoteEngine`: an assembly, and the connections to its devices. */
 import type { MessagePort } from 'node:worker_threads';
+import { sharePool } from '../../device/thread-share.ts';
 import { assemble } from '../assembly.ts';
 import { nbdUri } from '../daemon/directories.ts';
 import { MapperExports } from '../daemon/mapper-exports.ts';
@@ -78,6 +79,7 @@ export function runEngine(port: MessagePort, { major, nbdSocket }: EngineStart):
     leave: (args, signal) => told(calls.leave(args, signal)),
     join: (args, signal) => told(calls.join(args, signal)),
     share: ([threads]) => {
+      sharePool(threads);
       serving.share(threads);
     },
     /** So many wait for events, or have just ceased to. */
