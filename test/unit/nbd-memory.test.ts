@@ -39,7 +39,8 @@ describe('a server with a bound on its memory', () => {
     const limit = 48 * MiB;
     const { path, server, log } = await serve(
       { disk: new MemoryDevice(64 * MiB) },
-      { memoryBytes: limit, stallMs: 600_000 },
+      // The connections to one device may take half of it.
+      { memoryBytes: 2 * limit, stallMs: 600_000 },
     );
     const clients = await Promise.all(Array.from({ length: 20 }, () => deaf(path)));
     let most = 0;
@@ -120,6 +121,37 @@ describe('a server with a bound on its memory', () => {
       await turn();
     }
     expect(server.heldBytes).toBe(0);
+  });
+
+  it('has memory for a device beside one that keeps all it gets', async () => {
+    const waiting: (() => void)[] = [];
+    const slow = Object.assign(new MemoryDevice(64 * MiB), {
+      write: () => new Promise<void>((resolve) => waiting.push(resolve)),
+      read: () => new Promise<void>((resolve) => waiting.push(resolve)),
+    });
+    const fast = filled(64 * MiB);
+    const limits = { memoryBytes: 32 * MiB, stallMs: 600_000 };
+    const { path, server } = await serve({ slow, fast }, limits);
+    const clients = await Promise.all(Array.from({ length: 64 }, () => RawClient.go(path, 'slow')));
+    for (const client of clients) {
+      for (let cookie = 0; cookie < 256; cookie++)
+        client.request(CMD.READ, 0, cookie % 2 ? 4096 : 128 * 1024, { cookie });
+    }
+    await settled(server);
+    const good = await RawClient.go(path, 'fast');
+    const data = Buffer.alloc(MiB);
+    for (let i = 0; i < 64; i++) {
+      good.request(CMD.READ, i * MiB, MiB, { cookie: 1 });
+      good.write(i * MiB, Buffer.alloc(MiB, i), 0, 2);
+      fast.read((i * MiB) as never, data, 0, MiB);
+      expect((await good.reply(MiB)).data?.equals(data)).toBe(true);
+      expect((await good.reply()).error).toBe(0);
+    }
+    for (const client of clients) client.socket.destroy();
+    while (server.connectionCount > 1) {
+      for (const complete of waiting.splice(0)) complete();
+      await turn();
+    }
   });
 
   it('does not let a connection that is idle keep what its last request needed', async () => {

@@ -10,7 +10,7 @@ class Client {
   done: number | undefined;
   isCutOff = false;
 
-  constructor(memory: Memory, weight = 1) {
+  constructor(memory: Memory, weight = 1, device?: object) {
     this.share = memory.join(
       {
         wake: () => void this.wakes++,
@@ -18,6 +18,7 @@ class Client {
         cutOff: () => (this.isCutOff = true),
       },
       weight,
+      device,
     );
   }
 
@@ -43,8 +44,8 @@ describe('the memory of a server', () => {
     expect(memory.held).toBe(2 * OWN_BYTES + 1000);
   });
 
-  it('serves who waits in the order of their coming, one request each', async () => {
-    const memory = new Memory(1000, STALL);
+  it('serves who waits for a device in the order of their coming, one request each', async () => {
+    const memory = new Memory(2000, STALL);
     const [hog, first, second] = [1, 2, 3].map(() => new Client(memory));
     hog.ask(OWN_BYTES + 1000);
     expect(first.ask(OWN_BYTES + 600)).toBe(false);
@@ -78,7 +79,7 @@ describe('the memory of a server', () => {
   });
 
   it('lets the next one go on when the first of the line goes away', async () => {
-    const memory = new Memory(1000, STALL);
+    const memory = new Memory(2000, STALL);
     const [hog, first, second] = [1, 2, 3].map(() => new Client(memory));
     hog.ask(OWN_BYTES + 900);
     first.ask(OWN_BYTES + 200);
@@ -87,6 +88,36 @@ describe('the memory of a server', () => {
     await turn();
     expect(second.wakes).toBe(1);
     expect(second.ask(OWN_BYTES + 100)).toBe(true);
+  });
+
+  it('gives the connections to a device as much as they leave to others', () => {
+    const memory = new Memory(1024, STALL);
+    const taken = Array.from({ length: 6 }, () => {
+      const device = {};
+      const clients = Array.from({ length: 3 }, () => new Client(memory, 1, device));
+      for (const client of clients) client.share.take(OWN_BYTES);
+      let bytes = 0;
+      while (clients[bytes % 3].ask(1)) bytes++;
+      return bytes;
+    });
+    expect(taken).toEqual([512, 256, 128, 64, 32, 16]);
+  });
+
+  it('lets nobody stand behind those who wait for another device', async () => {
+    const memory = new Memory(1000, STALL);
+    const slow = {};
+    const [one, other] = [new Client(memory, 1, slow), new Client(memory, 1, slow)];
+    one.ask(OWN_BYTES + 500);
+    expect(other.ask(OWN_BYTES + 1)).toBe(false);
+    const fast = {};
+    const [quick, late] = [new Client(memory, 1, fast), new Client(memory, 1, fast)];
+    expect(quick.ask(OWN_BYTES + 250)).toBe(true);
+    expect(late.ask(OWN_BYTES + 1)).toBe(false);
+    quick.share.give(250);
+    await turn();
+    expect(late.wakes).toBe(1);
+    expect(late.ask(OWN_BYTES + 1)).toBe(true);
+    expect(other.ask(OWN_BYTES + 1)).toBe(false);
   });
 
   it('counts twice what is there twice', () => {

@@ -5,6 +5,9 @@
  * beyond comes out of a common stock. When that is used up, the next request of a connection that needs more is not
  * parsed and its socket is not read; it stands in line, first come, first served, for one request at a time.
  *
+ * Each device has a line of its own, and the connections to it may take only as much of the stock as they leave to others: half of
+ * it if they are alone. So a device that is slow, or hangs, may keep all that its clients were given, and others go on.
+ *
  * Nobody waits for ever. What is held is given back
  *
  * - when the device completes the request: not the client's fault, however long it takes;
@@ -32,6 +35,14 @@ export interface Holder {
   cutOff(): void;
 }
 
+/** The connections to a device. */
+interface Group {
+  /** Of the common stock. */
+  used: number;
+  /** In the order of their coming. */
+  readonly line: Set<Share>;
+}
+
 export class Memory {
   /** What the connections may hold together, in bytes. A single request that is larger than all of it is served alone. */
   limit: number;
@@ -39,8 +50,9 @@ export class Memory {
   /** Of the common stock. */
   #used = 0;
   readonly #shares = new Set<Share>();
-  /** In the order of their coming. */
-  readonly #line = new Set<Share>();
+  readonly #groups = new WeakMap<object, Group>();
+  /** Those with a line. */
+  readonly #waiting = new Set<Group>();
   #wakePlanned = false;
   #timer: NodeJS.Timeout | undefined;
 
@@ -56,9 +68,11 @@ export class Memory {
     return held;
   }
 
-  /** `weight`: how often each byte is there. */
-  join(holder: Holder, weight: number): Share {
-    const share = new Share(this, holder, weight);
+  /** `weight`: how often each byte is there; `device`: what its requests wait for. */
+  join(holder: Holder, weight: number, device: object = this): Share {
+    let group = this.#groups.get(device);
+    if (!group) this.#groups.set(device, (group = { used: 0, line: new Set() }));
+    const share = new Share(this, holder, weight, group);
     this.#shares.add(share);
     return share;
   }
@@ -70,8 +84,10 @@ export class Memory {
 
   /** To be called with what a share holds before and after a change. */
   changed(share: Share, before: number): void {
-    this.#used += beyondOwn(share.held) - beyondOwn(before);
-    if (share.held < before && this.#line.size > 0) this.#planWake();
+    const more = beyondOwn(share.held) - beyondOwn(before);
+    this.#used += more;
+    share.group.used += more;
+    if (share.held < before && this.#waiting.size > 0) this.#planWake();
     if (share.held === 0 && share.left) this.#shares.delete(share);
   }
 
@@ -79,9 +95,11 @@ export class Memory {
   admits(share: Share, bytes: number): boolean {
     const more = beyondOwn(share.held + bytes) - beyondOwn(share.held);
     if (more > 0) {
-      const first = this.#line.size === 0 || this.#line.values().next().value === share;
-      if (!first || (this.#used > 0 && this.#used + more > this.limit)) {
-        this.#line.add(share);
+      const { group } = share;
+      const first = group.line.size === 0 || group.line.values().next().value === share;
+      if (!first || !this.#mayHave(group, more)) {
+        group.line.add(share);
+        this.#waiting.add(group);
         share.waits = true;
         this.#timer ??= this.#watch();
         return false;
@@ -91,11 +109,19 @@ export class Memory {
     return true;
   }
 
+  #mayHave(group: Group, more: number): boolean {
+    const left = this.limit - this.#used - more;
+    // The first one of all, or of its device, may be as large as it likes.
+    return this.#used === 0 || (left >= 0 && (group.used === 0 || group.used + more <= left));
+  }
+
   leaveLine(share: Share): void {
     if (!share.waits) return;
     share.waits = false;
-    this.#line.delete(share);
-    if (this.#line.size > 0) this.#planWake();
+    const { line } = share.group;
+    line.delete(share);
+    if (line.size === 0) this.#waiting.delete(share.group);
+    if (this.#waiting.size > 0) this.#planWake();
     else {
       clearTimeout(this.#timer);
       this.#timer = undefined;
@@ -108,8 +134,10 @@ export class Memory {
     this.#wakePlanned = true;
     setImmediate(() => {
       this.#wakePlanned = false;
-      const [first] = this.#line;
-      first?.holder.wake();
+      for (const { line } of [...this.#waiting]) {
+        const [first] = line;
+        first?.holder.wake();
+      }
     });
   }
 
@@ -124,7 +152,7 @@ export class Memory {
       for (const [share, progress] of before) {
         if (share.held > OWN_BYTES && share.holder.progress() === progress) share.holder.cutOff();
       }
-      this.#timer = this.#line.size > 0 ? this.#watch() : undefined;
+      this.#timer = this.#waiting.size > 0 ? this.#watch() : undefined;
     }, this.#stallMs);
     return timer.unref();
   }
@@ -141,11 +169,13 @@ export class Share {
   /** The connection is gone; what it holds will be given back. */
   left = false;
   readonly holder: Holder;
+  readonly group: Group;
   readonly #memory: Memory;
   readonly #weight: number;
 
-  constructor(memory: Memory, holder: Holder, weight: number) {
+  constructor(memory: Memory, holder: Holder, weight: number, group: Group) {
     this.#memory = memory;
+    this.group = group;
     this.holder = holder;
     this.#weight = weight;
   }

@@ -87,7 +87,7 @@ export class Transmission {
     this.#limits = limits;
     this.#log = log;
     // TLS keeps what the client has yet to take once more, encrypted.
-    this.#share = memory.join(this.#holder(), session.secure ? 2 : 1);
+    this.#share = memory.join(this.#holder(), session.secure ? 2 : 1, session.open.device);
     this.#chunks = new ChunkSource(this.#share);
     let fd = -1;
     if (typeof line === 'number') {
