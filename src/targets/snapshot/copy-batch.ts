@@ -27,16 +27,19 @@ export interface Copied {
 
 /**
  * Copies what writes to `ranges` would destroy, in their order, as far as that can begin now: who asks `protect` afterwards
- * finds little left to wait for but commits. `snapshots` is asked again after each wait. Never rejects.
+ * finds little left to wait for but commits. `snapshots` is asked again after each wait; `progress` hears of the part that
+ * is done, from 0 to 1. Never rejects.
  */
 export async function copyBatch(
   origin: BlockDevice,
   snapshots: () => readonly Copied[],
   ranges: readonly Range[],
+  progress: (part: number) => void,
 ): Promise<void> {
-  for (const size of new Set(snapshots().map(({ exceptions }) => exceptions.chunkBytes))) {
+  const sizes = [...new Set(snapshots().map(({ exceptions }) => exceptions.chunkBytes))];
+  for (const [i, size] of sizes.entries()) {
     const alike = () => snapshots().filter(({ exceptions }) => exceptions.chunkBytes === size);
-    await copyAlike(origin, alike, size, ranges);
+    await copyAlike(origin, alike, size, ranges, (part) => progress((i + part) / sizes.length));
   }
 }
 
@@ -45,30 +48,34 @@ async function copyAlike(
   snapshots: () => readonly Copied[],
   size: number,
   ranges: readonly Range[],
+  progress: (part: number) => void,
 ): Promise<void> {
   const most = Math.max(1, Math.floor(PIECE / size));
   const running: Promise<void>[] = [];
   const seen = new Set<number>();
   let chunks: number[] = [];
   let alike = snapshots();
+  const end = origin.size;
   const send = async () => {
-    const wait = new Piece(origin, snapshots(), size, chunks).copy();
+    const wait = new Piece(origin, alike, size, chunks).copy();
     if (wait) running.push(wait);
     chunks = [];
     if (running.length >= PIECES) await running.shift();
     await setImmediate();
     alike = snapshots();
   };
-  for (const { at, length } of ranges) {
+  for (const [i, { at, length }] of ranges.entries()) {
     const last = Math.floor((at + length - 1) / size);
     for (let old = Math.floor(at / size); old <= last; old++) {
-      if (seen.has(old)) continue;
+      if (seen.has(old) || old * size >= end) continue;
       // A snapshot of which only a part of the chunk is its own gets a copy when that part is written.
       const first = Math.max(at, old * size);
       if (!alike.some((snapshot) => first < snapshot.size && snapshot.exceptions.needsCopy(old))) continue;
       seen.add(old);
       chunks.push(old);
-      if (chunks.length === most) await send();
+      if (chunks.length < most) continue;
+      await send();
+      progress(i / ranges.length);
     }
   }
   if (chunks.length > 0) await send();
@@ -83,6 +90,8 @@ class Piece {
   readonly #snapshots: readonly Copied[];
   readonly #size: number;
   readonly #chunks: readonly number[];
+  /** Bytes of the origin. */
+  readonly #end: number;
   readonly #buffer: Uint8Array;
 
   constructor(origin: BlockDevice, snapshots: readonly Copied[], size: number, chunks: readonly number[]) {
@@ -90,6 +99,7 @@ class Piece {
     this.#snapshots = snapshots;
     this.#size = size;
     this.#chunks = chunks;
+    this.#end = origin.size;
     const length = chunks.length * size;
     const kept = spare.pop();
     this.#buffer = kept && kept.length >= length ? kept : new Uint8Array(length);
@@ -113,11 +123,11 @@ class Piece {
       const wait = this.#give(exceptions, claims[i], read);
       if (wait) waits.push(wait);
     });
-    if (waits.length === 0) return this.#end();
-    return every(waits).then(() => this.#end());
+    if (waits.length === 0) return this.#ended();
+    return every(waits).then(() => this.#ended());
   }
 
-  #end(): void {
+  #ended(): void {
     if (spare.length < PIECES) spare.push(this.#buffer);
   }
 
@@ -127,7 +137,7 @@ class Piece {
       (i) => this.#chunks[i] === this.#chunks[i - 1] + 1,
       (first, count) => {
         const at = this.#chunks[first] * this.#size;
-        const length = Math.min(count * this.#size, this.#origin.size - at);
+        const length = Math.min(count * this.#size, this.#end - at);
         add(parts, () => this.#origin.read(bytes(at), this.#buffer, first * this.#size, length));
       },
     );
@@ -160,10 +170,10 @@ class Piece {
     const parts = new Parts();
     this.#eachRun(
       // Behind a chunk that the origin's end cuts short nothing is written.
-      (i) => follows(claims, i) && (this.#chunks[i - 1] + 1) * size <= this.#origin.size,
+      (i) => follows(claims, i) && (this.#chunks[i - 1] + 1) * size <= this.#end,
       (first, count) => {
         if (claims[first] < 0) return;
-        const short = Math.max(0, (this.#chunks[first + count - 1] + 1) * size - this.#origin.size);
+        const short = Math.max(0, (this.#chunks[first + count - 1] + 1) * size - this.#end);
         const at = bytes(claims[first] * size);
         add(parts, () => cow.write(at, this.#buffer, first * size, count * size - short));
       },

@@ -32,11 +32,11 @@ export class DirtyPages {
     this.#most = most;
   }
 
-  /** The pages that a request touches are here, or there is room for them. */
-  fits(at: number, length: number): boolean {
+  /** The pages that a request touches are here, or there is room for them below `limit` pages. */
+  fits(at: number, length: number, limit: number): boolean {
     const first = Math.floor(at / PAGE);
     const end = Math.ceil((at + length) / PAGE);
-    let left = this.#most - this.count - (end - first);
+    let left = Math.min(limit, this.#most) - this.count - (end - first);
     for (let page = first; left < 0 && page < end; page++) if (this.#places.get(page) >= 0) left++;
     return left >= 0;
   }

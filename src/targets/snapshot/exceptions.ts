@@ -263,15 +263,9 @@ export class Exceptions {
     return waits && (waits.length === 1 ? waits[0] : every(waits));
   }
 
-  /** For a batch of copies: nobody has begun one of chunk `old`. */
+  /** For a batch of copies: nobody has begun one of chunk `old`, which the origin has. */
   needsCopy(old: number): boolean {
-    return (
-      this.store.valid &&
-      !this.#resetting &&
-      this.store.lookup(old) < 0 &&
-      !this.#copies.of(old) &&
-      old * this.#chunkBytes < this.origin.size
-    );
+    return this.store.valid && !this.#resetting && this.store.lookup(old) < 0 && !this.#copies.of(old);
   }
 
   /**

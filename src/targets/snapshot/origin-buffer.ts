@@ -28,6 +28,9 @@ const WRITE_MAX = 256 * 1024;
 const RUN = 1024 * 1024;
 const TURN = 256 * 1024;
 
+/** Copies out, durably, what writes to the ranges would destroy, and never rejects. `progress` hears of the part that is copied. */
+type Secure = (ranges: readonly Range[], progress: (part: number) => void) => Promise<void>;
+
 interface Failed {
   readonly runs: DirtyRun[];
   /** The first one. */
@@ -36,14 +39,16 @@ interface Failed {
 
 export class OriginBuffer {
   /** Pages of 4 KiB, in each half. Tests make them few; with 0 nothing is acknowledged from memory. */
-  static pages = 2048;
+  static pages = 1024;
   /** Pages that are worth a drain. */
   static enough = 256;
   /** Time that a write may be here without a flush. */
   static delayMs = 1000;
 
   readonly #origin: BlockDevice;
-  readonly #secure: (ranges: readonly Range[]) => Promise<void>;
+  readonly #secure: Secure;
+  /** Pages that `active` may have now. It fills no faster than `draining` is copied, so that writers wait often and shortly. */
+  #limit = OriginBuffer.pages;
   #active = new DirtyPages(OriginBuffer.pages);
   #draining = new DirtyPages(OriginBuffer.pages);
   /** Rises whenever something is forgotten. */
@@ -58,8 +63,7 @@ export class OriginBuffer {
   #waiting: (() => void)[] = [];
   #timer: NodeJS.Timeout | undefined;
 
-  /** `secure` copies out, durably, what writes to the ranges would destroy, and never rejects. */
-  constructor(origin: BlockDevice, secure: (ranges: readonly Range[]) => Promise<void>) {
+  constructor(origin: BlockDevice, secure: Secure) {
     this.#origin = origin;
     this.#secure = secure;
   }
@@ -76,7 +80,7 @@ export class OriginBuffer {
 
   /** Takes a write, if there is room. False: it has to go another way. */
   put(at: number, from: Uint8Array, start: number, length: number): boolean {
-    if (!this.#open || length > WRITE_MAX || !this.#active.fits(at, length)) return false;
+    if (!this.#open || length > WRITE_MAX || !this.#active.fits(at, length, this.#limit)) return false;
     this.#active.put(at, from, start, length);
     if (this.#active.count >= OriginBuffer.enough) this.#begin();
     else this.#later();
@@ -194,10 +198,11 @@ export class OriginBuffer {
   async #drain(): Promise<void> {
     const again = this.#failed;
     if (!again) [this.#active, this.#draining] = [this.#draining, this.#active];
-    this.#release();
     const pages = this.#draining;
     const runs = pages.runs(RUN);
-    await this.#secure(runs);
+    this.#allow(0);
+    await this.#secure(runs, this.#allow);
+    this.#allow(1);
     const failed = await this.#writeOrigin(runs);
     this.#forget(pages);
     this.#failed = failed !== undefined;
@@ -205,6 +210,12 @@ export class OriginBuffer {
     if (again) this.#draining = new DirtyPages(OriginBuffer.pages);
     if (failed) throw this.#keep(failed);
   }
+
+  readonly #allow = (part: number): void => {
+    const { pages, enough } = OriginBuffer;
+    this.#limit = Math.min(pages, Math.floor(enough + part * (pages - enough)));
+    this.#release();
+  };
 
   /** All that is here now goes together the next time, so that the newest of each sector is what is written. */
   #keep({ runs, error }: Failed): unknown {

@@ -2,12 +2,16 @@
  * Who has to be asked before an origin is written. The link between an origin and its snapshots is the identity of the
  * underlying device, nothing else, as in the kernel; devices are opened once, so the object is the identity.
  */
+import { setImmediate } from 'node:timers/promises';
 import type { BlockDevice, Extent, Maybe } from '../../device/block-device.ts';
 import { every } from '../../lib/parts.ts';
 import { type Bytes, bytes } from '../../units.ts';
 import { type Copied, copyBatch, type Range } from './copy-batch.ts';
 import type { Exceptions } from './exceptions.ts';
 import { OriginBuffer } from './origin-buffer.ts';
+
+/** Questions to snapshots that are asked before others get their turn. */
+const TURN = 1024;
 
 /** A snapshot table, registered from load to removal. */
 export interface Member {
@@ -36,7 +40,7 @@ export class Origin {
 
   constructor(device: BlockDevice) {
     this.device = device;
-    this.#buffer = new OriginBuffer(device, (ranges) => this.#secure(ranges));
+    this.#buffer = new OriginBuffer(device, (ranges, progress) => this.#secure(ranges, progress));
   }
 
   get members(): readonly Member[] {
@@ -80,8 +84,7 @@ export class Origin {
     // A merge reads and writes the origin by itself: nothing is held back from it.
     if (this.#members.some(isMerge)) return this.write(at, from, start, length);
     if (buffer.put(at, from, start, length)) return;
-    if (behind) return buffer.drained().then(() => this.writeBehind(at, from, start, length));
-    const room = buffer.room(length);
+    const room = buffer.room(length) ?? (behind ? buffer.drained() : undefined);
     if (room) return room.then(() => this.writeBehind(at, from, start, length));
     return this.write(at, from, start, length);
   }
@@ -185,16 +188,20 @@ export class Origin {
   }
 
   /** Copies out, durably and for all snapshots, what writes to the ranges would destroy. Never rejects. */
-  async #secure(ranges: readonly Range[]): Promise<void> {
+  async #secure(ranges: readonly Range[], progress: (part: number) => void): Promise<void> {
     const copying = () => this.#members.filter(copies);
-    await copyBatch(this.device, copying, ranges);
-    for (;;) {
-      const waits: Promise<void>[] = [];
+    await copyBatch(this.device, copying, ranges, progress);
+    for (let waits: Promise<void>[] | undefined; waits?.length !== 0; ) {
+      waits = [];
+      let asked = 0;
       for (const { at, length } of ranges) {
         const wait = this.#protect(bytes(at), length);
         if (wait) waits.push(wait);
+        asked += this.#members.length;
+        if (asked < TURN) continue;
+        asked = 0;
+        await setImmediate();
       }
-      if (waits.length === 0) return;
       await every(waits);
     }
   }

@@ -172,6 +172,32 @@ describe('a batch', () => {
   });
 });
 
+test('a snapshot that goes gets nothing of a batch that begins then', async () => {
+  OriginBuffer.enough = 2;
+  // Of chunks that are copied one at a time.
+  const C = 4096;
+  const { rig, cow } = await rigWith({ C, O: 8 * C, W: 12 * C });
+  cow.hold = (operation, sector) => operation === 'write' && sector >= 2 * C;
+  await rig.touch([0, 1], C);
+  await cow.held(1);
+  await rig.touch([2, 3], C);
+  const removing = rig.remove('snap');
+  await turns();
+  // Those that the removal waits for have been copied when these are.
+  cow.go(0);
+  for (let chunk = 1; chunk < 4; chunk++) {
+    await cow.held(1);
+    if (chunk === 3) await rig.touch([4, 5], C);
+    cow.go(0);
+  }
+  await cow.held(1);
+  await turns();
+  cow.go();
+  await removing;
+  await rig.flush('origin');
+  expect(cow.takeLog('RF').filter((entry) => entry.endsWith(`+${C}`) && !entry.startsWith(`W ${C}+`))).toHaveLength(5);
+});
+
 describe('a write over one that is on its way', () => {
   test('comes behind it, whatever the disks do', async () => {
     const { rig, origin } = await rigWith({ C: 8 });
