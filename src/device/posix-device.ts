@@ -163,14 +163,15 @@ export abstract class PosixDevice implements BlockDevice {
 
   /**
    * A read of what the page cache lacks makes the disk's request on this thread, and waits where the disk takes no more
-   * of them. So when one is likely to miss, the cache is asked first; where it cannot be, it is enough that none waits for a thread.
+   * of them. So when one is likely to miss, the cache is asked first; where it cannot be, it is enough that none waits for
+   * a thread. With few threads some are made here all the same: two at a time would be all that such a process reads.
    */
   #mayTry(at: number, length: number): boolean {
     if (this.#wary === 0) return true;
     const known = this.#asksCache ? this.system!.isCached(this.fd, at, length) : undefined;
     const cached = known ?? !this.#threads.isFull;
     if (!cached) this.#wary = WARY;
-    return cached;
+    return cached || this.#threads.mayRunAhead;
   }
 
   async #readRest(at: number, into: Uint8Array, start: number, length: number, done: number): Promise<void> {

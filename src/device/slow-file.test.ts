@@ -131,6 +131,18 @@ describe('a read', () => {
     expect(tried).not.toHaveBeenCalled();
   });
 
+  test('that misses is tried all the same while there are few threads, and few requests with the disk', async () => {
+    threads.resize(4);
+    const tried = cold();
+    hang('read');
+    const reads = Array.from({ length: 100 }, (_, page) => read(slow, page));
+    expect(tried).toHaveBeenCalledTimes(32);
+    expect(hanging).toHaveLength(2);
+    vi.mocked(fs.read).mockRestore();
+    for (const answer of hanging.splice(0)) answer();
+    await Promise.all(reads);
+  });
+
   test('is tried without asking when none has missed for long', async () => {
     const asked = vi.spyOn(system()!, 'isCached');
     const direct = (count: number) => {

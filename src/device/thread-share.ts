@@ -14,6 +14,8 @@ import { type Clock, systemClock } from '../lib/clock.ts';
 
 /** More at once brings no disk further. */
 const EACH_MAX = 16;
+/** What a disk is given at once where that is done without threads; many take 64 and more, a USB stick two. */
+const AHEAD_MAX = 32;
 /** koffi has as many calls under way on threads at most, and makes one more on the caller's. */
 const POOL_MAX = 64;
 /** A disk is stuck when nothing has come back from it for so long. */
@@ -38,6 +40,11 @@ export class ThreadPool {
     this.#left += lent - this.#size;
     this.#size = lent;
     this.#admit();
+  }
+
+  /** There are fewer than a disk could use. */
+  get isSmall(): boolean {
+    return this.#size < EACH_MAX;
   }
 
   /** @internal */
@@ -84,6 +91,11 @@ export class ThreadShare {
   /** Somebody waits for a thread. */
   get isFull(): boolean {
     return this.#queue.length > 0;
+  }
+
+  /** There are so few threads that more requests should be with the disk than threads wait for, and there is room for one. */
+  get mayRunAhead(): boolean {
+    return this.#pool.isSmall && this.running + this.#queue.length < AHEAD_MAX;
   }
 
   /** Threads are in use, and none of them has come back for a while. */
