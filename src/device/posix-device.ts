@@ -8,6 +8,7 @@ import type { BlockDevice, Extent, Maybe, Mode } from './block-device.ts';
 import { FlushGroup } from './flush-group.ts';
 import { Stalls } from './stalls.ts';
 import { ThreadShare } from './thread-share.ts';
+import { writer } from './writer.ts';
 
 /** Longer requests go through a thread, so that one copy does not hold up everyone else's requests. */
 const INLINE_MAX = 1 << 20;
@@ -196,6 +197,7 @@ export abstract class PosixDevice implements BlockDevice {
   write(at: Bytes, from: Uint8Array, start: number, length: number): Maybe {
     this.checkWrite('write', at, length);
     if (length > INLINE_MAX || this.#mayStall(at, length)) return this.#writeOnThread(at, from, start, length);
+    if (writer.lent(from)) return this.#writeAside(at, from, start, length);
     this.#writeHere(at, from, start, length);
   }
 
@@ -278,7 +280,33 @@ export abstract class PosixDevice implements BlockDevice {
     }
   }
 
+  borrow(length: number): Uint8Array | undefined {
+    return writer.borrow(length);
+  }
+
+  giveBack(buffer: Uint8Array): void {
+    writer.giveBack(buffer);
+  }
+
+  #writeAside(at: number, from: Uint8Array, start: number, length: number): Promise<void> {
+    return new Promise((resolve, reject) => {
+      writer.write(this.fd, at, from, start, length, (written) => {
+        this.#flushes.wrote();
+        // Once more, for what the system says.
+        if (!written)
+          try {
+            this.#writeHere(at, from, start, length);
+          } catch (error) {
+            return reject(error);
+          }
+        resolve();
+      });
+    });
+  }
+
   flush(): Maybe {
+    // Pages that are the disk are as durable as they will ever be.
+    if (this.#inMemory) return;
     return this.#flushes.flush();
   }
 

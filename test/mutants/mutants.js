@@ -8,6 +8,8 @@
 const store = 'src/stores/exception/persistent.ts';
 const exceptions = 'src/targets/snapshot/exceptions.ts';
 const origins = 'src/targets/snapshot/origins.ts';
+const buffer = 'src/targets/snapshot/origin-buffer.ts';
+const batch = 'src/targets/snapshot/copy-batch.ts';
 const merge = 'src/targets/snapshot/merge.ts';
 const merging = 'src/targets/snapshot/merging.ts';
 const snapshot = 'src/targets/snapshot/snapshot-table.ts';
@@ -139,6 +141,127 @@ const guards = [
     replace: '',
   },
   {
+    guard: 'a batch of origin writes waits until its copies are durable',
+    file: origins,
+    find: '    for (let waits: Promise<void>[] | undefined; waits?.length !== 0; ) {',
+    replace: '    for (let waits: Promise<void>[] | undefined = []; waits?.length !== 0; ) {',
+  },
+  {
+    guard: 'a batch of origin writes waits until its copies are made',
+    file: buffer,
+    find: '    await this.#secure(runs, this.#allow);\n',
+    replace: '',
+  },
+  {
+    guard: 'a batch copies no chunk that somebody else copies',
+    file: exceptions,
+    find: 'this.store.lookup(old) < 0 && !this.#copies.of(old);',
+    replace: 'this.store.lookup(old) < 0;',
+  },
+  {
+    guard: 'a batch copies nothing for a snapshot that goes or is handed over',
+    file: batch,
+    find: '    alike = snapshots();\n',
+    replace: '',
+  },
+  {
+    guard: 'the memory of a batch of copies is used again when all have ended',
+    file: batch,
+    find: 'return every(waits).then(() => this.#ended());',
+    replace: 'this.#ended();\n    return every(waits);',
+  },
+  {
+    guard: 'a flush of an origin waits for what is in memory',
+    file: origins,
+    find: 'return this.#buffer.drained().then(() => this.device.flush());',
+    replace: 'return this.device.flush();',
+  },
+  {
+    guard: 'and for what was written while a batch was on its way',
+    file: buffer,
+    find: 'if (this.#active.count === 0) return this.#running;',
+    replace: 'return this.#running;',
+  },
+  {
+    guard: 'a read of an origin finds what is in memory',
+    file: origins,
+    find: 'if (this.#buffer.empty) return this.device.read(at, into, start, length);',
+    replace: 'if (at >= 0) return this.device.read(at, into, start, length);',
+  },
+  {
+    guard: 'and the newest of it',
+    file: buffer,
+    find: '    this.#draining.overlay(at, into, start, length);\n    this.#active.overlay(at, into, start, length);',
+    replace: '    this.#active.overlay(at, into, start, length);\n    this.#draining.overlay(at, into, start, length);',
+  },
+  {
+    guard: 'and what has left it while the disk was read',
+    file: buffer,
+    find: '    if (epoch !== this.#epoch) return this.read(at, into, start, length);\n',
+    replace: '    void epoch;\n',
+  },
+  {
+    guard: 'an origin write over what is in memory comes behind it',
+    file: origins,
+    find: 'const behind = !buffer.empty && buffer.overlaps(at, length);',
+    replace: 'const behind = false as boolean;',
+  },
+  {
+    guard: 'zeroes over what is in memory come behind it',
+    file: origins,
+    find: 'if (this.#buffer.empty || !this.#buffer.overlaps(at, length)) return this.writeZeroes(at, length, mayUnmap);',
+    replace: 'if (at >= 0) return this.writeZeroes(at, length, mayUnmap);',
+  },
+  {
+    guard: 'suspending an origin brings what is in memory to the disk',
+    file: 'src/targets/snapshot/origin.ts',
+    find: 'postsuspend: () => origin.drain(),',
+    replace: 'postsuspend: async () => {},',
+  },
+  {
+    guard: 'a new snapshot has what was in memory',
+    file: snapshot,
+    find: 'const changes = this.merging ? !this.active : known < this.size;',
+    replace: 'const changes = false as boolean;',
+  },
+  {
+    guard: 'so has one that is reverted',
+    edits: [
+      { file: 'src/targets/snapshot/snapshot.ts', find: '    await this.origin.emptied();\n', replace: '' },
+      { file: 'src/targets/snapshot/snapshot.ts', find: '    this.origin.reopen();\n', replace: '' },
+    ],
+  },
+  {
+    guard: 'a snapshot that goes has copies for what was in memory',
+    file: snapshot,
+    find: 'if (this.active) await this.origin.drain().catch(() => {});',
+    replace: '',
+  },
+  {
+    guard: 'nothing is kept in memory while a merge runs',
+    file: origins,
+    find: '    if (this.#members.some(isMerge)) return this.write(at, from, start, length);\n',
+    replace: '    void isMerge;\n',
+  },
+  {
+    guard: 'what the origin refused stays in memory',
+    file: buffer,
+    find: 'if (failed) throw this.#keep(failed);',
+    replace: 'if (failed) throw failed.error;',
+  },
+  {
+    guard: 'and is not written over what came later',
+    file: buffer,
+    find: '[...runs, ...this.#active.runs(RUN)]',
+    replace: '[...this.#active.runs(RUN), ...runs]',
+  },
+  {
+    guard: 'and nothing more is acknowledged from there until it is written',
+    file: buffer,
+    find: 'return this.#closers === 0 && !this.#failed;',
+    replace: 'return this.#closers === 0;',
+  },
+  {
     guard: 'a flush of a snapshot commits its exceptions',
     file: exceptions,
     find: 'if (this.store.valid && this.store.lastSettled >= this.store.durableBelow) return this.#flushAll();',
@@ -149,6 +272,13 @@ const guards = [
     file: exceptions,
     find: "      throw this.#invalidError('flush');\n    }\n    await this.cow.flush();",
     replace: "      throw this.#invalidError('flush');\n    }",
+  },
+  {
+    guard: 'a flush covers what another thread has written',
+    file: 'src/device/posix-device.ts',
+    find: '(written) => {\n        this.#flushes.wrote();',
+    replace: '(written) => {',
+    suite: 'src/device/writer.test.ts',
   },
   {
     guard: 'writers of a chunk wait for its copy',

@@ -1,5 +1,4 @@
 import type { BlockDevice, Maybe } from '../../device/block-device.ts';
-import { every } from '../../lib/parts.ts';
 import { bytes } from '../../units.ts';
 
 /** Copies that one snapshot has running before further ones wait: the kernel's `snapshot_cow_threshold`, by default. */
@@ -20,7 +19,7 @@ export class Copies {
   readonly #threshold: number;
   /** Chunks under way. */
   #count = 0;
-  /** By old chunk; the promise never rejects. */
+  /** By old chunk; the promise may reject. */
   #pending = new Map<number, Promise<void>>();
   #throttled: (() => void)[] = [];
   #buffers: Uint8Array[] = [];
@@ -34,7 +33,7 @@ export class Copies {
 
   /** Resolves when the data of old chunk `old` has arrived or failed. */
   of(old: number): Promise<void> | undefined {
-    return this.#pending.get(old);
+    return this.#pending.get(old)?.catch(() => {});
   }
 
   /** No copy may begin before `room`. */
@@ -53,7 +52,7 @@ export class Copies {
   }
 
   async ended(): Promise<void> {
-    await every([...this.#pending.values()]);
+    await Promise.allSettled(this.#pending.values());
   }
 
   /** Copies `count` chunks out of the origin, whose end may cut the last one short. */
@@ -98,11 +97,7 @@ export class Copies {
   /** `count` chunks are under way: to be ended before `done` settles. */
   begin(old: number, count: number, done: Promise<void>): void {
     this.#count += count;
-    const ended = done.then(
-      () => {},
-      () => {},
-    );
-    for (let i = 0; i < count; i++) this.#pending.set(old + i, ended);
+    for (let i = 0; i < count; i++) this.#pending.set(old + i, done);
   }
 
   /** Their data has arrived or failed. */
@@ -114,15 +109,22 @@ export class Copies {
 
   #take(length: number): Uint8Array {
     if (length !== this.#chunkBytes) return new Uint8Array(length);
-    return this.#buffers.pop() ?? new Uint8Array(length);
+    return this.#cow.borrow?.(length) ?? this.#buffers.pop() ?? new Uint8Array(length);
   }
 
   #giveAfter(wait: Maybe, buffer: Uint8Array): Maybe {
     if (!wait) return this.#give(buffer);
-    return wait.finally(() => this.#give(buffer));
+    return wait.then(
+      () => this.#give(buffer),
+      (error) => {
+        this.#give(buffer);
+        throw error;
+      },
+    );
   }
 
   #give(buffer: Uint8Array): void {
-    if (buffer.length === this.#chunkBytes && this.#buffers.length < SPARE_MAX) this.#buffers.push(buffer);
+    if (buffer.buffer instanceof SharedArrayBuffer) this.#cow.giveBack!(buffer);
+    else if (buffer.length === this.#chunkBytes && this.#buffers.length < SPARE_MAX) this.#buffers.push(buffer);
   }
 }
