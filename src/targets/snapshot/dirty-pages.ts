@@ -32,6 +32,11 @@ export class DirtyPages {
     this.#most = most;
   }
 
+  /** Bytes held. */
+  get memory(): number {
+    return this.#data.length;
+  }
+
   /** The pages that a request touches are here, or there is room for them below `limit` pages. */
   fits(at: number, length: number, limit: number): boolean {
     const first = Math.floor(at / PAGE);

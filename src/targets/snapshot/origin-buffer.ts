@@ -73,6 +73,11 @@ export class OriginBuffer {
     return this.#active.count === 0 && this.#draining.count === 0;
   }
 
+  /** Bytes held. */
+  get memory(): number {
+    return this.#active.memory + this.#draining.memory;
+  }
+
   /** Something is here that comes before a write of these bytes. */
   overlaps(at: number, length: number): boolean {
     return this.#active.overlaps(at, length) || this.#draining.overlaps(at, length);
@@ -156,11 +161,9 @@ export class OriginBuffer {
   async abandon(): Promise<void> {
     this.#closers++;
     await this.#emptied().catch(() => {});
-    this.#forget(this.#active);
-    this.#forget(this.#draining);
+    this.#halves();
     this.#failed = false;
-    clearTimeout(this.#timer);
-    this.#timer = undefined;
+    this.#cancel();
     this.reopen();
   }
 
@@ -173,21 +176,32 @@ export class OriginBuffer {
   }
 
   #start(): Promise<void> {
-    clearTimeout(this.#timer);
-    this.#timer = undefined;
+    this.#cancel();
     this.#running = this.#drain().finally(() => {
       this.#running = undefined;
       this.#release();
       if (this.#active.count >= OriginBuffer.enough && !this.#failed) this.#begin();
-      else if (!this.empty) this.#later();
+      else this.#later();
     });
     return this.#running;
   }
 
-  /** A drain that nobody waits for; what fails is told to the next who does. */
+  /** A drain that nobody waits for; what fails is told to the next who does. Where there is nothing, its memory goes. */
   readonly #begin = (): void => {
-    if (!this.#running) this.#start().catch(() => {});
+    this.#cancel();
+    if (this.empty) this.#halves();
+    else if (!this.#running) this.#start().catch(() => {});
   };
+
+  #halves(): void {
+    this.#active = new DirtyPages(OriginBuffer.pages);
+    this.#draining = new DirtyPages(OriginBuffer.pages);
+  }
+
+  #cancel(): void {
+    clearTimeout(this.#timer);
+    this.#timer = undefined;
+  }
 
   #later(): void {
     if (this.#timer || this.#running) return;

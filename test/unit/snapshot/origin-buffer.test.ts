@@ -1,5 +1,6 @@
 /** Origin writes that are acknowledged from memory: who sees them when, and what reaches the disks in which order. */
 import { afterEach, beforeEach, describe, expect, onTestFinished, test, vi } from 'vitest';
+import { MemoryDevice } from '../../../src/device/memory.ts';
 import { OriginBuffer } from '../../../src/targets/snapshot/origin-buffer.ts';
 import { bytes } from '../../../src/units.ts';
 import { areaOf, old, originData, type RigOptions, rigWith, snapshotData, turns, watch } from '../../support/rig.ts';
@@ -354,6 +355,23 @@ describe('what was acknowledged is on the disk', () => {
     await vi.advanceTimersByTimeAsync(5000);
     expect(vi.getTimerCount()).toBe(0);
   });
+});
+
+test('memory is given back when nothing is written for a second', async () => {
+  vi.useFakeTimers({ toFake: ['setTimeout', 'clearTimeout'] });
+  const disk = new MemoryDevice(65536, { name: 'disk' });
+  const buffer = new OriginBuffer(disk, async () => {});
+  const write = () => buffer.put(0, originData(0, 8), 0, 4096);
+  write();
+  await buffer.drained();
+  await vi.advanceTimersByTimeAsync(999);
+  write();
+  await vi.advanceTimersByTimeAsync(1000);
+  await turns();
+  expect(buffer.memory).toBeGreaterThan(0);
+  await vi.advanceTimersByTimeAsync(1000);
+  expect(buffer.memory).toBe(0);
+  expect(vi.getTimerCount()).toBe(0);
 });
 
 describe('an origin that cannot be written', () => {
