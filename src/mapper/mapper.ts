@@ -338,9 +338,9 @@ export class Mapper implements Control {
 
   /**
    * Lets go of devices that are to go on in another mapper, from what `save` told of them before. For devices that are not
-   * `bound`. Rejects with what could not be flushed, and they stay.
+   * `bound`. Rejects with what could not be flushed, or when `signal` fires before it was, and they stay.
    */
-  async leave(names: readonly string[]): Promise<void> {
+  async leave(names: readonly string[], signal?: AbortSignal): Promise<void> {
     const devices = names.map((name) => this.device({ name }));
     await this.#silently(names, async () => {
       const suspended: MappedDevice[] = [];
@@ -348,7 +348,7 @@ export class Mapper implements Control {
         for (const device of topDown(devices)) {
           if (device.suspended) continue;
           suspended.push(device);
-          await device.suspend();
+          await device.suspend({ signal });
         }
       } catch (error) {
         for (const device of suspended.reverse()) if (device.suspended) await device.resume();

@@ -60,8 +60,8 @@ export function engineCalls({ mapper, forks, monitor }: Assembly): PeerHandlers 
     },
     /** Why these devices and records cannot go to another engine. */
     bound: ([names, uuids]) => mapper.bound(names) ?? forks.bound(uuids),
-    leave: async ([names, uuids]) => {
-      await forks.leave(names, uuids);
+    leave: async ([names, uuids], signal) => {
+      await forks.leave(names, uuids, signal);
       monitor.begin();
     },
     join: async ([state]) => {

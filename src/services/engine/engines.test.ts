@@ -233,6 +233,56 @@ describe('a table', () => {
     expect(await client.drop('fb')).toMatchObject({ deleted: path('fb.cow'), originRemoved: 'b' });
   });
 
+  test('over forks of two threads takes their records along', async () => {
+    await client.create('x', { table: [line('fb 0'), line('fa 0', SECTORS)] });
+    await client.fork(path('b.img'), 'fb2');
+    await client.fork(path('a.img'), 'fa2');
+    expect(calls(0, 'fork')).toHaveLength(1);
+    const { forks } = JSON.parse(readFileSync(path('state', 'state.json'), 'utf8')).state;
+    expect(new Set(forks.map(({ uuid }: { uuid: string }) => uuid)).size).toBe(forks.length);
+    expect(await client.drop('fb2')).toMatchObject({ deleted: path('fb2.cow') });
+  });
+
+  test('takes to its own thread what is not open, when it is open itself', async () => {
+    await client.create('x', { table: [line(`${image('c.img', 3)} 0`)] });
+    const disk = await open('x');
+    await client.load({ name: 'x' }, [line('fb 0')]);
+    await client.resume({ name: 'x' });
+    const buffer = new Uint8Array(512);
+    await disk.read(bytes(0), buffer, 0, 512);
+    expect(buffer[0]).toBe(2);
+    await disk.close();
+    expect(calls(0, 'leave')).toHaveLength(1);
+  });
+
+  test('over forks of two threads waits for calls about them that are under way', async () => {
+    for (let round = 0; round < 2; round++) {
+      const table = [line('fb 0'), line('fa 0', SECTORS)];
+      const outcomes = await Promise.allSettled([
+        client.fork(path('a.img'), 'fa2'),
+        client.fork(path('b.img'), 'fb2'),
+        client.suspend({ name: 'b' }).then(() => client.resume({ name: 'b' })),
+        client.create('x', { table }),
+        client.rename({ name: 'fb2' }, 'renamed').catch(() => {}),
+        client.volumes(),
+        client.fork(image('c.img', 3), 'fc'),
+      ]);
+      expect(outcomes.filter(({ status }) => status === 'rejected')).toEqual([]);
+      const volumes = await client.volumes();
+      expect(volumes.filter(({ type, note }) => type === '' || note)).toEqual([]);
+      expect([await read('x'), await read('x', SIZE), await read('fa2'), await read('fc')]).toEqual([2, 1, 1, 3]);
+      await stop();
+      await start();
+      expect((await client.volumes()).map(({ name }) => name)).toEqual(volumes.map(({ name }) => name));
+      await client.remove({ name: 'x' });
+      for (const { name, type } of volumes)
+        if (type === 'snapshot' && name !== 'fa' && name !== 'fb') await client.drop(name);
+      // Apart again.
+      await stop();
+      await start();
+    }
+  });
+
   test('is refused when one of them is open, and both go on', async () => {
     const disks = [await open('fa'), await open('fb')];
     const table = [line('fb 0'), line('fa 0', SECTORS)];

@@ -45,7 +45,7 @@ interface Claim {
   engine: number;
 }
 
-/** How long calls that run may hold up devices that have to move, in milliseconds. */
+/** How long calls that run, or what is still to be flushed, may hold up devices that have to move. */
 const PATIENCE_MS = 2000;
 
 /** These wait for something to happen, so that nobody waits for them. */
@@ -291,7 +291,10 @@ export class Engines {
         if (typeof part !== 'string') parts.set(from, part);
       }
       if (why !== '') continue;
-      for (const [from, part] of parts) await this.#move(part, from, to);
+      for (const [from, part] of parts)
+        await this.#move(part, from, to).catch((error: Error) => {
+          throw shared(claim, error.message);
+        });
       claim.engine = to;
       return;
     }
@@ -325,7 +328,8 @@ export class Engines {
     const uuids = part.forks.map(({ uuid }) => uuid);
     this.#moving.add(part);
     try {
-      await this.#engines[from].call('leave', [names, uuids]);
+      // Of a disk that hangs nobody else need hear.
+      await this.#engines[from].call('leave', [names, uuids], AbortSignal.timeout(PATIENCE_MS));
     } catch (error) {
       this.#moving.delete(part);
       throw error;

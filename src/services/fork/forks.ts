@@ -154,9 +154,9 @@ export class Forks implements ForkControl {
   }
 
   /** Lets go of devices and records that are to go on elsewhere, as the mapper's. */
-  leave(names: readonly string[], uuids: readonly string[]): Promise<void> {
+  leave(names: readonly string[], uuids: readonly string[], signal?: AbortSignal): Promise<void> {
     return this.#lock.run(async () => {
-      await this.#mapper.leave(names);
+      await this.#mapper.leave(names, signal);
       this.#images.records = this.#images.records.filter(({ uuid }) => !uuids.includes(uuid));
     });
   }
