@@ -90,7 +90,7 @@ test('carries the errno of every call', async () => {
   await expect(sys.fallocate(fd, 0x80, 0, 512)).rejects.toMatchObject({ code: 'EOPNOTSUPP' });
 });
 
-test('sends what a socket takes at once, and says when it takes nothing', async () => {
+test('sends and receives what a socket takes and has at once, and says when that is nothing', async () => {
   const server = createServer({ pauseOnConnect: true });
   const accepted = new Promise<Socket>((resolve) => server.once('connection', resolve));
   await new Promise<void>((resolve) => server.listen(join(directory, 's'), resolve));
@@ -103,6 +103,12 @@ test('sends what a socket takes at once, and says when it takes nothing', async 
     expect(sent).toBeGreaterThan(0);
     expect(sent).toBeLessThan(data.length - 7);
     expect(sys.send(copy, data, 0, 2 << 20)).toBe(MUST_WAIT);
+    const into = new Uint8Array(20);
+    expect(sys.receive(copy, into, 3, 10)).toBe(MUST_WAIT);
+    await new Promise((resolve) => client.write('twelve bytes', resolve));
+    expect(sys.receive(copy, into, 3, 10)).toBe(10);
+    expect(Buffer.from(into).toString('latin1', 2, 14)).toBe('\0twelve byt\0');
+    expect(() => sys.receive(copy, into, 11, 10)).toThrow(RangeError);
     let got = 0;
     await new Promise<void>((resolve) => {
       client.on('data', (chunk) => {

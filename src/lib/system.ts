@@ -70,6 +70,8 @@ export interface System {
   startWriteback(fd: number, at: number, length: number): Promise<void>;
   /** Sends what the socket takes at once: the number of bytes, or `MUST_WAIT` if it takes none (or broke: a stream tells why). */
   send(fd: number, from: Uint8Array, start: number, length: number): number;
+  /** Receives what is there: the number of bytes, 0 at the end, or `MUST_WAIT` if there is nothing (or it broke: a stream tells why). */
+  receive(fd: number, into: Uint8Array, start: number, length: number): number;
   /** False: someone else holds the lock. */
   lock(fd: number, operation: number): boolean;
   /** `lock` on a thread: another machine may have to be asked. */
@@ -151,6 +153,7 @@ function load(): System | null {
   ]);
   const flock = call<[number, number]>('flock', 'int', ['int', 'int']);
   const send = call<[number, number, number, number]>('send', 'int64_t', ['int', 'intptr_t', 'size_t', 'int']);
+  const receive = call<[number, number, number, number]>('recv', 'int64_t', ['int', 'intptr_t', 'size_t', 'int']);
   // Variadic in C; on these machines an integer or pointer travels in the same register either way.
   const fcntl = call<[number, number, number]>('fcntl', 'int', ['int', 'int', 'int']);
   const ioctl = call<[number, number, ArrayBufferView]>('ioctl', 'int', ['int', 'unsigned long', 'void *']);
@@ -246,6 +249,10 @@ function load(): System | null {
     },
     send(fd, from, start, length) {
       const count = send(fd, addressOf(from, start, length), length, MSG_DONTWAIT | MSG_NOSIGNAL);
+      return count >= 0 ? count : MUST_WAIT;
+    },
+    receive(fd, into, start, length) {
+      const count = receive(fd, addressOf(into, start, length), length, MSG_DONTWAIT);
       return count >= 0 ? count : MUST_WAIT;
     },
     lock(fd, operation) {

@@ -8,6 +8,9 @@ import { type ReplyBuffer, type ReplyBuffers, SMALLEST_BUFFER } from './reply-bu
 /** Less room than this is not worth a system call. */
 const ROOM_MIN = 16 * 1024;
 
+/** Room for a header and a little of what follows. */
+const HEAD_BYTES = 4096;
+
 /** What a request in flight keeps. */
 export interface Held {
   release(): void;
@@ -53,19 +56,25 @@ export class ChunkSource implements Source {
  * another buffer. The rest of a long payload is received where it belongs.
  */
 export class BufferSource implements Source {
-  /** What is to be parsed: from `at` to `end`. */
+  /** What comes next goes here: `room` bytes from `start` on. */
+  into: Buffer;
+  start = 0;
+  room = 0;
+  /** What is to be parsed: of `data`, from `at` to `end`. */
   data: Buffer;
   at = 0;
   end = 0;
   readonly #buffers: ReplyBuffers;
   readonly #share: Share;
-  /** The socket is one of the users of each place that it may write to; what comes next goes here, from `#start` on, ... */
+  /** Filled again and again. The socket is one of the users of whatever it may write to: of this, and of a payload. */
   #buffer: ReplyBuffer;
-  #start = 0;
-  /** ... or here. */
-  #payload: ReplyBuffer | undefined;
-  /** Takes the place of `#buffer` when that is full. */
+  /** So far it is full, ... */
+  #end = 0;
+  /** ... and when it is as a whole, this takes its place. */
   #next: ReplyBuffer | undefined;
+  #payload: ReplyBuffer | undefined;
+  /** Long payloads come one after the other. */
+  #flows = false;
   /** What has yet to be parsed lies here. */
   #parsed: ReplyBuffer | undefined;
 
@@ -73,28 +82,44 @@ export class BufferSource implements Source {
     this.#buffers = buffers;
     this.#share = share;
     this.#buffer = buffers.take(0, share);
-    this.data = this.#buffer.data;
+    this.into = this.#buffer.data;
+    this.data = this.into;
   }
 
-  /** The place for what comes next. Of `payload` some of its `length` bytes have yet to come. */
-  place(payload: ReplyBuffer | undefined, length: number): Uint8Array {
+  /**
+   * Chooses where what comes next goes. Of `payload` some of its `length` bytes have yet to come. True when long payloads
+   * are coming, and there may be more at once.
+   */
+  choose(payload: ReplyBuffer | undefined, length: number): boolean {
     this.#payload?.release();
     this.#payload = undefined;
     if (payload && length - payload.used >= ROOM_MIN) {
       payload.retain();
       this.#payload = payload;
-      return payload.data.subarray(payload.used, length);
+      this.into = payload.data;
+      this.start = payload.used;
+      this.room = length - payload.used;
+      this.#flows = true;
+      return true;
     }
-    if (this.#buffer.users === 1) this.#start = 0;
-    else if (this.#buffer.data.length - this.#start < ROOM_MIN) {
+    if (this.#buffer.users === 1) this.#end = 0;
+    else if (this.#buffer.data.length - this.#end < ROOM_MIN) {
       const full = this.#buffer;
       this.#buffer = this.#next ?? this.#buffers.take(0, this.#share);
       this.#next = undefined;
-      this.#start = 0;
+      this.#end = 0;
       full.release();
     }
-    const { data } = this.#buffer;
-    return this.#start === 0 ? data : data.subarray(this.#start);
+    this.into = this.#buffer.data;
+    this.start = this.#end;
+    // Of the payload that follows, little should have to be copied.
+    this.room = this.#flows ? HEAD_BYTES : this.into.length - this.start;
+    return this.#flows;
+  }
+
+  /** What was chosen. */
+  get place(): Uint8Array {
+    return this.room === this.into.length ? this.into : this.into.subarray(this.start, this.start + this.room);
   }
 
   /** So many bytes came. True when they are to be parsed, false when they belong to the payload. */
@@ -103,12 +128,13 @@ export class BufferSource implements Source {
       this.#payload.used += count;
       return false;
     }
+    this.#flows = false;
     this.#buffer.retain();
     this.#parsed = this.#buffer;
-    this.data = this.#buffer.data;
-    this.at = this.#start;
-    this.#start += count;
-    this.end = this.#start;
+    this.data = this.into;
+    this.at = this.start;
+    this.end = this.start + count;
+    this.#end = this.end;
     return true;
   }
 

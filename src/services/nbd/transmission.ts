@@ -17,6 +17,7 @@ import type { Duplex } from 'node:stream';
 import type { ByteAccess } from '../../device/byte-access.ts';
 import { CMD, REQUEST_MAGIC } from '../../formats/nbd/constants.ts';
 import { REQUEST_SIZE, requestHeader } from '../../formats/nbd/transmission.ts';
+import { system } from '../../lib/system.ts';
 import { attach } from './adopt.ts';
 import { Commands } from './commands.ts';
 import type { Session } from './handshake.ts';
@@ -28,9 +29,12 @@ import { bufferBytes, type ReplyBuffer, type ReplyBuffers } from './reply-buffer
 
 const AT = requestHeader.at;
 const EMPTY = Buffer.alloc(0);
+/** So that others get their turn. */
+const ROUNDS_MAX = 8;
 
 export class Transmission {
   readonly #socket: Duplex;
+  readonly #system = system();
   readonly #buffers: ReplyBuffers;
   readonly #replies: Replies;
   readonly #commands: Commands;
@@ -95,8 +99,11 @@ export class Transmission {
       const received = new BufferSource(buffers, this.#share);
       this.#received = received;
       this.#socket = attach(fd, {
-        place: () => received.place(this.#payload, this.#payloadLength),
-        received: (count) => this.#onReceived(received, count),
+        place: () => {
+          received.choose(this.#payload, this.#payloadLength);
+          return received.place;
+        },
+        received: (count) => this.#onReceived(received, fd, count),
       });
       this.#socket.on('error', () => {});
     } else {
@@ -161,16 +168,29 @@ export class Transmission {
     this.#parse();
   }
 
-  #onReceived(received: BufferSource, count: number) {
-    const more = received.received(count);
-    if (this.#stopped) return received.parsed();
-    if (more) {
+  #onReceived(received: BufferSource, fd: number, count: number) {
+    this.#accept(received, count);
+    // The rest of a long payload is there soon: asking for it costs less than waiting for an event each time.
+    for (let round = 0; round < ROUNDS_MAX; round++) {
+      // Destroyed, the socket has given its descriptor back.
+      if (this.#stopped || this.#paused || this.#socket.destroyed) return;
+      if (!received.choose(this.#payload, this.#payloadLength)) return;
+      const more = this.#system!.receive(fd, received.into, received.start, received.room);
+      if (more <= 0) return;
+      this.#accept(received, more);
+    }
+  }
+
+  #accept(received: BufferSource, count: number): void {
+    const toParse = received.received(count);
+    if (toParse) {
       this.#chunk = received.data;
       this.#at = received.at;
       this.#end = received.end;
       this.#commands.source = received;
     }
-    this.#parse();
+    if (this.#stopped) this.#parsed();
+    else this.#parse();
   }
 
   #onEnd() {
