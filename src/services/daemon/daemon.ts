@@ -304,7 +304,7 @@ export class Daemon {
       },
       load: (args) => {
         const [device, table, options] = args as [DeviceRef, TargetSpec[], LoadOptions?];
-        return engines.load(this.#nameOf(device), table, options?.directory, 'load', args);
+        return engines.load(device, table, options?.directory, 'load', args);
       },
       resume: async (args, signal) => {
         const device = args[0] as DeviceRef;

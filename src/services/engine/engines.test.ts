@@ -23,6 +23,8 @@ let sent: string[][];
 /** Names that were missing in the saved state at some message. */
 let missing: Set<string>;
 let expected: string[];
+/** The system has none. */
+let noThreads: boolean;
 
 const path = (...names: string[]) => join(directory, ...names);
 
@@ -43,6 +45,7 @@ async function start(engines = 2): Promise<void> {
     log: () => {},
     engines,
     thread(begin) {
+      if (noThreads) throw new Error('no threads');
       const { port1, port2 } = new MessageChannel();
       runEngine(port2, begin);
       const calls: string[] = [];
@@ -69,6 +72,7 @@ beforeEach(async () => {
   directory = mkdtempSync(join(tmpdir(), 'dmkit-engines-'));
   missing = new Set();
   expected = [];
+  noThreads = false;
   await start();
 });
 
@@ -165,6 +169,16 @@ describe('forks', () => {
   });
 });
 
+test('without threads to be had everything is on the first', async () => {
+  noThreads = true;
+  await client.fork(image('a.img', 1), 'fa');
+  await client.fork(image('b.img', 2), 'fb');
+  await client.create('x', { table: [line('fb 0'), line('fa 0', SECTORS)] });
+  await stop();
+  await start();
+  expect([await read('x'), await read('fa')]).toEqual([2, 1]);
+});
+
 describe('names and numbers', () => {
   test('are unique over all threads', async () => {
     await client.fork(image('a.img', 1), 'fa');
@@ -181,6 +195,17 @@ describe('names and numbers', () => {
       name: 'renamed',
     });
     await client.create('fb');
+  });
+
+  test('that are in use move nothing', async () => {
+    await client.fork(image('a.img', 1), 'fa');
+    await client.fork(image('b.img', 2), 'fb');
+    await expect(client.fork(path('b.img'), 'fa')).rejects.toMatchObject({
+      code: 'NAME_IN_USE',
+      hint: expect.stringContaining('dmkit drop fa'),
+    });
+    await expect(client.create('fa', { table: [line('fb 0')] })).rejects.toMatchObject({ code: 'NAME_IN_USE' });
+    expect([...calls(0, 'leave'), ...calls(0, 'join')]).toEqual([]);
   });
 
   test('of a device that is gone are free', async () => {

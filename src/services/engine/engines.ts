@@ -36,8 +36,10 @@ export interface EnginesOptions {
 
 /** What a call that is under way may come to use. */
 interface Claim {
-  /** The name of the device that it is about. */
-  own: string | undefined;
+  /** The name of the device that it is about, or makes. */
+  own: string;
+  /** That device, if it is there. */
+  placed: Placed | undefined;
   minors: Set<number>;
   /** All the words that may be devices. */
   words: string[];
@@ -151,8 +153,14 @@ export class Engines {
 
   /** Brings back what was saved, on as many engines as it takes. Resolves with what was done, in words. */
   async restore(state: ForksState): Promise<string[]> {
-    const parts = await this.#divide(state);
-    for (const part of parts.slice(1)) this.#start(part);
+    const [local, ...others] = await this.#divide(state);
+    const parts = [local];
+    for (const part of others)
+      if (this.#start(part)) parts.push(part);
+      else {
+        local.devices.push(...part.devices);
+        local.forks.push(...part.forks);
+      }
     // Nothing is saved before all is there again.
     await Promise.all(this.#engines.map((engine, number) => engine.call('restore', [parts[number]])));
     const lines = this.#engines.map((engine, number) => engine.call<string[]>('recover', [parts[number].devices]));
@@ -186,16 +194,20 @@ export class Engines {
     return parts;
   }
 
-  /** A call that gives the device named `own` a table. */
+  /** The call `load`, or a `create` with a table: then `device` is a name that is to be. */
   async load<T>(
-    own: string,
+    device: string | DeviceRef,
     table: readonly TargetSpec[],
     directory: string | undefined,
     call: string,
     args: readonly unknown[],
   ): Promise<T> {
-    if (this.#engines.length === 1) return this.during(() => this.#engines[0].call(call, args));
-    return this.#place({ own, ...(await namedBy(wordsOf(table), directory)) }, false, call, args);
+    const { max } = this.#options;
+    if (max === 0) return this.during(() => this.#engines[0].call(call, args));
+    const named = await namedBy(wordsOf(table), directory);
+    const placed = typeof device === 'string' ? undefined : this.#registry.find(device);
+    const own = typeof device === 'string' ? device : (placed?.storedName ?? '');
+    return this.#place({ own, placed, ...named }, false, call, args);
   }
 
   /** The call `fork`. */
@@ -205,30 +217,31 @@ export class Engines {
     // It keeps its name, and is found by it, on whichever thread.
     const known = await this.during(() => this.#mergesOf(name));
     if (known.includes('running')) throw merging(name, 'make');
-    return this.#place({ own: name, ...(await namedByFork(image, name, options)) }, true, 'fork', args);
+    const named = await namedByFork(image, name, options);
+    return this.#place({ own: name, placed: undefined, ...named }, true, 'fork', args);
   }
 
   /** `isImage`: nothing but its own commands is expected to name it. */
   async #place<T>(
-    { own, devices, disks }: Named & { own: string },
+    { own, placed, devices, disks }: Named & Pick<Claim, 'own' | 'placed'>,
     isImage: boolean,
     call: string,
     args: readonly unknown[],
   ): Promise<T> {
-    const claim: Claim = { own, minors: new Set(), words: devices, disks, engine: 0 };
-    const chosen = () =>
-      this.#placing.run(async () => {
-        const holders = await this.#holders(claim);
-        const at = this.#registry.find({ name: own })?.engine;
-        if (holders.size > 1 || (holders.size === 1 && at !== undefined && !holders.has(at)))
-          await this.#alone(claim, () => this.#gather(claim));
-        else if (holders.size === 1) [claim.engine] = holders;
-        else claim.engine = at ?? (isImage ? this.#leastLoaded() : 0);
-        if (claim.engine === this.#engines.length) this.#start({ devices: [], forks: [] });
-        this.#claims.add(claim);
-        this.#running++;
-      });
-    await chosen();
+    const claim: Claim = { own, placed, minors: new Set(), words: devices, disks, engine: 0 };
+    await this.#placing.run(async () => {
+      // Nothing moves for a name that is taken.
+      if (!placed) this.#registry.checkFree(own);
+      const holders = await this.#holders(claim);
+      const at = placed?.engine;
+      if (holders.size > 1 || (holders.size === 1 && at !== undefined && !holders.has(at)))
+        await this.#alone(claim, () => this.#gather(claim));
+      else if (holders.size === 1) [claim.engine] = holders;
+      else claim.engine = at ?? (isImage ? this.#leastLoaded() : 0);
+      if (claim.engine === this.#engines.length && !this.#start({ devices: [], forks: [] })) claim.engine = 0;
+      this.#claims.add(claim);
+      this.#running++;
+    });
     try {
       return await this.#engines[claim.engine].call<T>(call, args);
     } finally {
@@ -248,9 +261,12 @@ export class Engines {
       claim.minors.add(found.minor);
       holders.add(found.engine);
     }
-    const own = claim.own === undefined ? undefined : this.#registry.find({ name: claim.own });
-    if (own && (await this.#engines[own.engine].call<boolean>('isBound', [{ name: own.storedName }]).catch(() => true)))
-      holders.add(own.engine);
+    const { placed } = claim;
+    if (placed && !placed.deleting) {
+      const ref = { name: placed.storedName };
+      if (await this.#engines[placed.engine].call<boolean>('isBound', [ref]).catch(() => true))
+        holders.add(placed.engine);
+    }
     for (const other of this.#claims) if (isShared(claim, other)) holders.add(other.engine);
     const held = await Promise.all(this.#engines.map((engine) => engine.call<boolean>('holds', [claim.disks])));
     for (const [engine, holds] of held.entries()) if (holds) holders.add(engine);
@@ -278,15 +294,14 @@ export class Engines {
   /** Brings everything that the claim names into one engine, which becomes the claim's: the first, if that is among them. */
   async #gather(claim: Claim): Promise<void> {
     const holders = [...(await this.#holders(claim))].sort((a, b) => a - b);
-    const own = claim.own === undefined ? undefined : this.#registry.find({ name: claim.own });
-    const engines = new Set([...holders, ...(own ? [own.engine] : [])]);
+    const engines = new Set([...holders, ...(claim.placed ? [claim.placed.engine] : [])]);
     let why = 'what was there has gone';
     for (const to of holders.length > 0 ? holders : engines) {
       const parts = new Map<number, ForksState>();
       why = '';
       for (const from of engines) {
         if (from === to) continue;
-        const part = await this.#partOf(claim, own, from);
+        const part = await this.#partOf(claim, from);
         why ||= typeof part === 'string' ? part : '';
         if (typeof part !== 'string') parts.set(from, part);
       }
@@ -302,13 +317,13 @@ export class Engines {
   }
 
   /** What would have to leave the engine, or why it cannot. */
-  async #partOf(claim: Claim, own: Placed | undefined, from: number): Promise<ForksState | string> {
+  async #partOf(claim: Claim, from: number): Promise<ForksState | string> {
     const { major } = this.#options;
     const engine = this.#engines[from];
     const part: ForksState = { devices: [], forks: [] };
     let held = await engine.call<boolean>('holds', [claim.disks]);
     for (const { devices, forks, disks } of await groupsOf(await engine.state(), { major, look: false })) {
-      const isNamed = devices.some(({ minor }) => claim.minors.has(minor) || minor === own?.minor);
+      const isNamed = devices.some(({ minor }) => claim.minors.has(minor) || minor === claim.placed?.minor);
       const isMet = meet(disks, claim.disks);
       if (!isNamed && !isMet) continue;
       if (isMet) held = false;
@@ -353,12 +368,19 @@ export class Engines {
     return count;
   }
 
-  #start(state: ForksState): void {
-    const engine = this.#options.start(this.#engines.length, state);
+  /** False: the system has no thread to give. */
+  #start(state: ForksState): boolean {
+    let engine: StartedEngine;
+    try {
+      engine = this.#options.start(this.#engines.length, state);
+    } catch {
+      return false;
+    }
     this.#engines.push(engine);
     this.#started.push(engine);
     // Memory and the threads that wait for disks are the process's.
     for (const each of this.#engines) void each.call('share', [this.#engines.length]).catch(() => {});
+    return true;
   }
 }
 
@@ -380,7 +402,7 @@ async function namedByFork(image: string, name: string, options: ForkOptions): P
 }
 
 function isShared(a: Claim, b: Claim): boolean {
-  const names = (one: Claim, other: Claim) => one.own !== undefined && other.words.includes(one.own);
+  const names = (one: Claim, other: Claim) => other.words.includes(one.own);
   if (a.own === b.own || names(a, b) || names(b, a)) return true;
   for (const minor of a.minors) if (b.minors.has(minor)) return true;
   return meet(a.disks, b.disks);

@@ -1,6 +1,9 @@
 /** Which engine has which device: names, uuids and numbers are unique over all of them. */
+
+import type { DmError } from '../../errors.ts';
 import type { DeviceRef } from '../../mapper/control.ts';
 import { type Claims, DeviceIndex, type Indexed } from '../../mapper/device-index.ts';
+import { FORK_UUID, forkExists } from '../fork/forks.ts';
 
 /** A device as the daemon knows it before it asks the engine that has it. */
 export interface Placed extends Indexed {
@@ -23,6 +26,18 @@ export class Registry {
 
   find(ref: DeviceRef): Placed | undefined {
     return this.#index.find(ref);
+  }
+
+  /** Throws NAME_IN_USE (EBUSY) if a device has the name. */
+  checkFree(name: string): void {
+    const placed = this.#index.find({ name });
+    if (!placed) return;
+    try {
+      this.#index.checkName(name);
+    } catch (error) {
+      // Removed as a device, it would leave its COW file.
+      throw placed.uuid.startsWith(FORK_UUID) ? forkExists(error as DmError, name) : error;
+    }
   }
 
   /** Devices of an engine. */

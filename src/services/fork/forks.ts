@@ -286,7 +286,7 @@ export class Forks implements ForkControl {
       });
     const autoextend = options.autoextend && policyOf(options.autoextend, wanted, options.cowSize);
     // Taken now, so that nothing is made on disk for a name that is in use.
-    const uuid = `dmkit-fork-${randomUUID()}`;
+    const uuid = `${FORK_UUID}${randomUUID()}`;
     const path = cowPath(image, name, options);
     // Before anything is made: a crash leaves a record too many, never a device or a COW file that nobody knows.
     const exists = await access(path).then(
@@ -421,12 +421,19 @@ export class Forks implements ForkControl {
     if (!(error instanceof DmError) || error.errno !== 'EBUSY' || !this.#mapper.names().includes(name)) return error;
     const uuid = this.#mapper.device({ name }).uuid;
     if (!this.#images.records.some((record) => record.uuid === uuid && record.role === 'fork')) return error;
-    return new DmError(error.code, error.errno, error.message, {
-      hint: `choose another name, or first: dmkit drop ${name}`,
-      cause: error,
-    });
+    return forkExists(error, name);
   }
 }
+
+/** What uuids of forks begin with. */
+export const FORK_UUID = 'dmkit-fork-';
+
+/** The name is in use, by a fork. */
+export const forkExists = (cause: DmError, name: string) =>
+  new DmError(cause.code, cause.errno, cause.message, {
+    hint: `choose another name, or first: dmkit drop ${name}`,
+    cause,
+  });
 
 /** The fork `name` is being merged. */
 export const merging = (name: string, attempted: string) =>
