@@ -34,6 +34,13 @@ const turns = async () => {
   for (let i = 0; i < 20; i++) await new Promise((resolve) => setImmediate(resolve));
 };
 
+/** The slow disk works again. */
+async function answerAll(reads: readonly unknown[]): Promise<void> {
+  vi.mocked(fs.read).mockRestore();
+  for (const answer of hanging.splice(0)) answer();
+  await Promise.all(reads);
+}
+
 async function open(name: string): Promise<FileDevice> {
   const path = join(directory, name);
   fs.writeFileSync(path, Buffer.alloc(PAGES * PAGE, name));
@@ -82,11 +89,7 @@ describe('beside a disk that hangs', () => {
     await reads[0];
     await turns();
     expect(hanging).toHaveLength(16);
-    while (hanging.length > 0) {
-      for (const answer of hanging.splice(0)) answer();
-      await turns();
-    }
-    await Promise.all(reads);
+    await answerAll(reads);
   });
 
   test('writes, flushes, zeroes, discards and copies of another go on', async () => {
@@ -102,9 +105,7 @@ describe('beside a disk that hangs', () => {
     const third = await open('third');
     expect(await third.copyFrom(fast, bytes(0), bytes(0), PAGES * PAGE)).toBe(true);
     await third.close();
-    vi.mocked(fs.read).mockRestore();
-    for (const answer of hanging.splice(0)) answer();
-    await Promise.all(reads);
+    await answerAll(reads);
   });
 
   test('a flush of its own comes before the reads that wait', async () => {
@@ -118,9 +119,7 @@ describe('beside a disk that hangs', () => {
     hanging.shift()!();
     await flush;
     expect(order).toEqual(['r', 'flush']);
-    vi.mocked(fs.read).mockRestore();
-    for (const answer of hanging.splice(0)) answer();
-    await Promise.all(reads);
+    await answerAll(reads);
   });
 });
 
@@ -138,9 +137,7 @@ describe('a read', () => {
     const reads = Array.from({ length: 100 }, (_, page) => read(slow, page));
     expect(tried).toHaveBeenCalledTimes(32);
     expect(hanging).toHaveLength(2);
-    vi.mocked(fs.read).mockRestore();
-    for (const answer of hanging.splice(0)) answer();
-    await Promise.all(reads);
+    await answerAll(reads);
   });
 
   test('is tried without asking when none has missed for long', async () => {
@@ -174,9 +171,7 @@ describe('a read', () => {
     hang('read');
     const reads = Array.from({ length: 100 }, (_, page) => read(slow, page));
     expect(tried).toHaveBeenCalledTimes(17);
-    vi.mocked(fs.read).mockRestore();
-    for (const answer of hanging.splice(0)) answer();
-    await Promise.all(reads);
+    await answerAll(reads);
   });
 
   test('does not believe a cache that has nothing of what was just read, as overlay shows it', async () => {
