@@ -173,6 +173,19 @@ describe('a batch', () => {
   });
 });
 
+test('copies that are under way side by side keep to themselves', async () => {
+  // Chunks that are copied one at a time.
+  const C = 4096;
+  const { rig, cow } = await rigWith({ C, O: 4 * C, W: 8 * C });
+  cow.hold = (operation) => operation === 'write';
+  await rig.touch([0, 1], C);
+  const flushed = rig.flush('origin');
+  await cow.held(2);
+  cow.go();
+  await flushed;
+  expect((await rig.read('snap', 0, 2 * C)).equals(old(0, 2 * C))).toBe(true);
+});
+
 test('a snapshot that goes gets nothing of a batch that begins then', async () => {
   OriginBuffer.enough = 2;
   // Of chunks that are copied one at a time.
