@@ -68,12 +68,6 @@ export interface BlockDevice {
    * and writes then. Absent where there never is one.
    */
   copyFrom?(source: BlockDevice, from: Bytes, at: Bytes, length: number): Promise<boolean>;
-  /**
-   * A buffer of at least `length` bytes from which one write is made by a thread; to be given back to `giveBack` once that has
-   * ended, or is not to be made. Nothing where this thread makes it as soon. Both are absent where it always does.
-   */
-  borrow?(length: number): Uint8Array | undefined;
-  giveBack?(buffer: Uint8Array): void;
   flush(): Maybe;
   /** Afterwards the range reads as old data or zeroes, whichever the device likes. */
   discard(at: Bytes, length: number): Maybe;

@@ -197,7 +197,7 @@ export abstract class PosixDevice implements BlockDevice {
   write(at: Bytes, from: Uint8Array, start: number, length: number): Maybe {
     this.checkWrite('write', at, length);
     if (length > INLINE_MAX || this.#mayStall(at, length)) return this.#writeOnThread(at, from, start, length);
-    if (writer.lent(from)) return this.#writeAside(at, from, start, length);
+    if (this.system && writer.wants(length)) return this.#writeAside(at, from, start, length);
     this.#writeHere(at, from, start, length);
   }
 
@@ -280,17 +280,9 @@ export abstract class PosixDevice implements BlockDevice {
     }
   }
 
-  borrow(length: number): Uint8Array | undefined {
-    return writer.borrow(length);
-  }
-
-  giveBack(buffer: Uint8Array): void {
-    writer.giveBack(buffer);
-  }
-
   #writeAside(at: number, from: Uint8Array, start: number, length: number): Promise<void> {
     return new Promise((resolve, reject) => {
-      writer.write(this.fd, at, from, start, length, (written) => {
+      writer.write(this.fd, from, start, length, at, (written) => {
         this.#flushes.wrote();
         // Once more, for what the system says.
         if (!written)

@@ -23,15 +23,13 @@ afterEach(() => {
 
 const nextTurn = () => new Promise((resolve) => setImmediate(resolve));
 
-/** A slot, asked for until the writer runs. */
-async function borrow(writer: Writer): Promise<Uint8Array> {
-  for (;;) {
-    writer.borrow(CHUNK);
-    const slot = writer.borrow(CHUNK);
-    if (slot) return slot;
-    await nextTurn();
-  }
+/** Asks until the thread runs and takes a write. */
+async function wanted(writer: Writer): Promise<void> {
+  while (!writer.wants(CHUNK) && !writer.wants(CHUNK)) await nextTurn();
 }
+
+const write = (writer: Writer, fd: number, from: Uint8Array, start: number, length: number, at: number) =>
+  new Promise<boolean>((resolve) => writer.write(fd, from, start, length, at, resolve));
 
 function open(): number {
   const fd = fs.openSync(path, 'r+');
@@ -39,59 +37,61 @@ function open(): number {
   return fd;
 }
 
-test('writes each slot to its place, many in a turn, and tells in order', async () => {
+test('writes each to its place, many in a turn, and tells in order', async () => {
   const writer = new Writer();
   const fd = open();
-  writer.giveBack(await borrow(writer));
   const told: number[] = [];
-  const waits: Promise<void>[] = [];
-  for (let i = 0; i < 500; i++) {
-    const own = writer.borrow(CHUNK) ?? (await borrow(writer));
-    own.fill(i % 251, 0, 512 * (1 + (i % 7)));
+  const waits: Promise<unknown>[] = [];
+  for (let i = 0; i < 300; i++) {
+    await wanted(writer);
+    const length = 512 * (1 + (i % 400));
     waits.push(
-      new Promise((resolve) => {
-        writer.write(fd, i * 4096, own, 0, 512 * (1 + (i % 7)), (written) => {
-          expect(written).toBe(true);
-          told.push(i);
-          writer.giveBack(own);
-          resolve();
-        });
+      write(writer, fd, new Uint8Array(CHUNK * 4).fill(i % 251), i * 3, length, i * 512 * 400).then((written) => {
+        expect(written).toBe(true);
+        told.push(i);
       }),
     );
   }
   await Promise.all(waits);
-  expect(told).toEqual(Array.from({ length: 500 }, (_, i) => i));
+  expect(told).toEqual(Array.from({ length: 300 }, (_, i) => i));
   const found = fs.readFileSync(path);
-  for (let i = 0; i < 500; i++) {
-    const length = 512 * (1 + (i % 7));
-    expect(found.subarray(i * 4096, i * 4096 + length).every((byte) => byte === i % 251)).toBe(true);
+  for (let i = 0; i < 300; i++) {
+    const at = i * 512 * 400;
+    const end = at + 512 * (1 + (i % 400));
+    expect(found.subarray(at, end).every((byte) => byte === i % 251)).toBe(true);
+    expect(found.subarray(end, at + 512 * 400).every((byte) => byte === 0)).toBe(true);
   }
 });
 
-test('lends nothing to the first of a turn, nor for more than a slot holds', async () => {
+test('wants nothing that is short, or alone in its turn', async () => {
   const writer = new Writer();
-  writer.giveBack(await borrow(writer));
+  await wanted(writer);
   await nextTurn();
-  expect(writer.borrow(CHUNK)).toBeUndefined();
-  expect(writer.borrow(CHUNK + 512)).toBeUndefined();
-  expect(writer.borrow(CHUNK)).toBeInstanceOf(Uint8Array);
+  expect(writer.wants(CHUNK)).toBe(false);
+  expect(writer.wants(CHUNK - 512)).toBe(false);
+  expect(writer.wants(CHUNK)).toBe(true);
 });
 
-test('lends nothing while a disk makes it wait', async () => {
+test('wants no more than it has places for, and nothing while a disk makes it wait', async () => {
   const clock = new FakeClock();
   const writer = new Writer(clock);
-  const slot = await borrow(writer);
-  const ended = new Promise((resolve) => writer.write(open(), 0, slot, 0, 512, resolve));
-  expect(writer.borrow(CHUNK)).toBeInstanceOf(Uint8Array);
+  const fd = open();
+  const from = new Uint8Array(CHUNK);
+  await wanted(writer);
+  const waits = [write(writer, fd, from, 0, CHUNK, 0)];
+  expect(writer.wants(CHUNK)).toBe(true);
   clock.pass(21);
-  expect(writer.borrow(CHUNK)).toBeUndefined();
-  expect(await ended).toBe(true);
+  expect(writer.wants(CHUNK)).toBe(false);
+  for (let i = 1; i < 32; i++) waits.push(write(writer, fd, from, 0, CHUNK, 0));
+  clock.pass(-21);
+  expect(writer.wants(CHUNK)).toBe(false);
+  expect(new Set(await Promise.all(waits))).toEqual(new Set([true]));
 });
 
 test('says so when a write fails', async () => {
   const writer = new Writer();
-  const slot = await borrow(writer);
-  expect(await new Promise((resolve) => writer.write(-1, 0, slot, 0, 512, resolve))).toBe(false);
+  await wanted(writer);
+  expect(await write(writer, -1, new Uint8Array(CHUNK), 0, CHUNK, 0)).toBe(false);
 });
 
 describe('a device', () => {
@@ -102,18 +102,16 @@ describe('a device', () => {
     return device;
   }
 
-  test('has what it lends written by the thread, and covers it with its next flush', async () => {
+  test('has a chunk written by the thread, and covers it with its next flush', async () => {
     vi.spyOn(fs.promises, 'statfs').mockResolvedValue({ type: 0xef53 } as never);
     const file = await device();
     await file.flush();
-    const slot = await borrow(ofThisThread);
-    slot.fill(7);
+    await wanted(ofThisThread);
     const here = vi.spyOn(fs, 'writeSync');
-    await file.write(bytes(512), slot, 512, 1024);
+    await file.write(bytes(512), new Uint8Array(2 * CHUNK).fill(7, 512, 512 + CHUNK), 512, CHUNK);
     expect(here).not.toHaveBeenCalled();
-    file.giveBack(slot);
     const found = fs.readFileSync(path);
-    expect([511, 512, 1535, 1536].map((at) => found[at])).toEqual([0, 7, 7, 0]);
+    expect([511, 512, 511 + CHUNK, 512 + CHUNK].map((at) => found[at])).toEqual([0, 7, 7, 0]);
     const sync = vi.spyOn(fs, 'fdatasync');
     await file.flush();
     expect(sync).toHaveBeenCalledOnce();
@@ -121,17 +119,16 @@ describe('a device', () => {
 
   test('makes a write that the thread could not make, and says why it failed', async () => {
     const file = await device();
-    const slot = await borrow(ofThisThread);
-    slot.fill(9);
-    vi.spyOn(ofThisThread, 'write').mockImplementation((_fd, _at, _slot, _start, _length, ended) =>
-      setImmediate(ended, false),
+    const data = new Uint8Array(CHUNK).fill(9);
+    vi.spyOn(ofThisThread, 'wants').mockReturnValue(true);
+    vi.spyOn(ofThisThread, 'write').mockImplementation((_fd, _from, _start, _length, _at, tell) =>
+      setImmediate(tell, false),
     );
-    await file.write(bytes(0), slot, 0, 512);
-    expect(fs.readFileSync(path)[511]).toBe(9);
+    await file.write(bytes(0), data, 0, CHUNK);
+    expect(fs.readFileSync(path)[CHUNK - 1]).toBe(9);
     vi.spyOn(fs, 'writeSync').mockImplementation(() => {
       throw Object.assign(new Error('ENOSPC'), { code: 'ENOSPC' });
     });
-    await expect(file.write(bytes(0), slot, 0, 512)).rejects.toMatchObject({ code: 'NO_SPACE', errno: 'ENOSPC' });
-    file.giveBack(slot);
+    await expect(file.write(bytes(0), data, 0, CHUNK)).rejects.toMatchObject({ code: 'NO_SPACE', errno: 'ENOSPC' });
   });
 });

@@ -1,23 +1,26 @@
 /**
- * A thread that writes while this one serves requests: to write a chunk of 64 KiB into fresh pages takes longer than everything
- * else that a request needs. It writes from memory that both threads see, slots that whoever has such a write to make
- * borrows here first.
+ * A thread that writes while this one serves requests: to write 64 KiB into fresh pages takes longer than everything else that
+ * a request needs. It writes from the caller's memory, which nobody may touch until the write has ended.
  *
- *     this thread                          writer
- *     borrow a slot, fill it
- *     submit the write, go on         ──>  write
- *     tell of those that have ended   <──  one message for as many as end until it is read
+ *     this thread                           writer
+ *     submit a write, go on            ──>  write
+ *     tell of those that have ended    <──  one message for as many as end until it is read
  *
  * Writes end in the order in which they were submitted. There is one thread, as two that write to one file wait for each
  * other. Each thread of JavaScript has a writer of its own, which starts when it is wanted first, and keeps no process alive
- * unless it has something to write.
+ * unless it has something to write. It needs koffi, since only the system takes memory by its address.
  */
+import { createRequire } from 'node:module';
 import { Worker } from 'node:worker_threads';
 import { type Clock, systemClock } from '../lib/clock.ts';
+import { type System, system } from '../lib/system.ts';
 
-/** The longest write. */
-const SLOT = 65536;
-const SLOTS = 32;
+/** The shortest write that is worth it. */
+const SHORT = 65536;
+/** Longer ones are cut, so that writes of the other thread to the same file get their turn in between. */
+const PIECE = 131072;
+/** Writes on their way. */
+const MOST = 32;
 /** So many writes end before they are told of, if there are more to come. */
 const TOLD_TOGETHER = 8;
 /** A disk makes the writer wait when nothing has ended for so long; everybody else is not to wait for it too. */
@@ -29,78 +32,76 @@ const COMPLETED = 1;
 const WRITER_SLEEPS = 2;
 const CALLER_SLEEPS = 3;
 const FAILED = 4;
-/** In `jobs`, for each write: where it begins in `memory`, file descriptor, offset in the file, length. */
+/** In `jobs`, for each write: file descriptor, address, length, offset in the file. */
 const JOB = 4;
 
 interface Shared {
   words: Int32Array;
   jobs: Float64Array;
-  memory: Uint8Array;
+}
+
+/** What the other thread begins with. */
+interface Start extends Shared {
+  /** Path of the module. */
+  koffi: string;
+  most: number;
+  toldTogether: number;
+  piece: number;
 }
 
 export class Writer {
   readonly #clock: Clock;
+  #system: System | undefined;
   #shared: Shared | undefined;
   #worker: Worker | undefined;
   /** It has said that it runs, and has not ended since. */
   #runs = false;
-  readonly #free: Uint8Array[] = [];
-  readonly #ended: ((written: boolean) => void)[] = [];
+  /** Of each write under way; its memory is held as long as the other thread reads it. */
+  readonly #buffers: (Uint8Array | undefined)[] = [];
+  readonly #tells: ((written: boolean) => void)[] = [];
   #submitted = 0;
   #told = 0;
   /** When a write last ended, or was submitted to a writer that had none. */
   #progress = 0;
-  /** Somebody asked for a slot in this turn of the event loop. */
+  /** Somebody asked in this turn of the event loop. */
   #asked = false;
 
   constructor(clock: Clock = systemClock) {
     this.#clock = clock;
   }
 
-  /** Memory for one write of `length` bytes, to be given back after it; nothing when it is made as soon without a thread. */
-  borrow(length: number): Uint8Array | undefined {
-    if (length > SLOT) return undefined;
-    if (this.#submitted === this.#told) {
+  /** A write of `length` bytes is better made by the thread: `write` is to be called, before anything else is asked. */
+  wants(length: number): boolean {
+    if (length < SHORT) return false;
+    const underWay = this.#submitted - this.#told;
+    if (underWay === 0 && !this.#asked) {
       // Alone, it would have to wait until the thread has woken up.
-      if (!this.#asked) {
-        this.#asked = true;
-        setImmediate(this.#turn);
-        return undefined;
-      }
-    } else if (this.#clock.now() - this.#progress > STUCK_MS) return undefined;
+      this.#asked = true;
+      setImmediate(this.#turn);
+      return false;
+    }
+    if (underWay > 0 && (underWay === MOST || this.#clock.now() - this.#progress > STUCK_MS)) return false;
     if (!this.#worker) this.#start();
-    return this.#runs ? this.#free.pop() : undefined;
+    return this.#runs;
   }
 
-  giveBack(slot: Uint8Array): void {
-    this.#free.push(slot);
-  }
-
-  /** `buffer` is a slot of this writer. */
-  lent(buffer: Uint8Array): boolean {
-    return this.#shared !== undefined && buffer.buffer === this.#shared.memory.buffer;
-  }
-
-  /** Writes from a slot. `ended` hears false when the write failed, or is not whole. */
+  /** `tell` hears false when the write failed, or is not whole. */
   write(
     fd: number,
-    at: number,
-    slot: Uint8Array,
+    from: Uint8Array,
     start: number,
     length: number,
-    ended: (written: boolean) => void,
+    at: number,
+    tell: (written: boolean) => void,
   ): void {
-    if (!this.#runs) {
-      ended(false);
-      return;
-    }
     const { words, jobs } = this.#shared!;
-    const index = this.#submitted % SLOTS;
-    jobs[index * JOB] = slot.byteOffset + start;
-    jobs[index * JOB + 1] = fd;
-    jobs[index * JOB + 2] = at;
-    jobs[index * JOB + 3] = length;
-    this.#ended[index] = ended;
+    const index = this.#submitted % MOST;
+    jobs[index * JOB] = fd;
+    jobs[index * JOB + 1] = this.#system!.address(from, start, length);
+    jobs[index * JOB + 2] = length;
+    jobs[index * JOB + 3] = at;
+    this.#buffers[index] = from;
+    this.#tells[index] = tell;
     if (this.#submitted === this.#told) {
       this.#worker!.ref();
       this.#progress = this.#clock.now();
@@ -115,12 +116,12 @@ export class Writer {
   };
 
   #start(): void {
-    const words = new Int32Array(new SharedArrayBuffer((FAILED + SLOTS) * Int32Array.BYTES_PER_ELEMENT));
-    const jobs = new Float64Array(new SharedArrayBuffer(SLOTS * JOB * Float64Array.BYTES_PER_ELEMENT));
-    const memory = new Uint8Array(new SharedArrayBuffer(SLOTS * SLOT));
-    for (let at = 0; at < memory.length; at += SLOT) this.#free.push(memory.subarray(at, at + SLOT));
-    this.#shared = { words, jobs, memory };
-    const workerData = { ...this.#shared, slots: SLOTS, toldTogether: TOLD_TOGETHER };
+    this.#system = system();
+    const words = new Int32Array(new SharedArrayBuffer((FAILED + MOST) * Int32Array.BYTES_PER_ELEMENT));
+    const jobs = new Float64Array(new SharedArrayBuffer(MOST * JOB * Float64Array.BYTES_PER_ELEMENT));
+    this.#shared = { words, jobs };
+    const koffi = createRequire(import.meta.url).resolve('koffi');
+    const workerData: Start = { words, jobs, koffi, most: MOST, toldTogether: TOLD_TOGETHER, piece: PIECE };
     // From source text: Node 20 has no workers in TypeScript, and tests run this file as it is.
     this.#worker = new Worker(`(${runWriter})(require)`, { eval: true, execArgv: [], workerData });
     this.#worker.unref();
@@ -129,7 +130,7 @@ export class Writer {
     this.#worker.on('error', () => {});
     this.#worker.on('exit', () => {
       this.#runs = false;
-      for (; this.#told < this.#submitted; this.#told++) this.#ended[this.#told % SLOTS](false);
+      while (this.#told < this.#submitted) this.#end(false);
     });
   }
 
@@ -141,20 +142,23 @@ export class Writer {
     Atomics.store(words, CALLER_SLEEPS, 1);
     const completed = Atomics.load(words, COMPLETED);
     this.#progress = this.#clock.now();
-    for (; (this.#told | 0) !== completed; this.#told++) {
-      const index = this.#told % SLOTS;
-      this.#ended[index](words[FAILED + index] === 0);
-    }
+    while ((this.#told | 0) !== completed) this.#end(words[FAILED + (this.#told % MOST)] === 0);
     if (this.#told === this.#submitted) this.#worker!.unref();
   };
+
+  #end(written: boolean): void {
+    const index = this.#told++ % MOST;
+    this.#buffers[index] = undefined;
+    this.#tells[index](written);
+  }
 }
 
 /** All of the other thread. Nothing outside of this function is there, as it is made from its text. */
 function runWriter(require: NodeJS.Require): void {
   const { parentPort, workerData } = require('node:worker_threads') as typeof import('node:worker_threads');
-  const { writeSync } = require('node:fs') as typeof import('node:fs');
-  const { words, jobs, memory, slots, toldTogether } = workerData as Shared & { slots: number; toldTogether: number };
+  const { words, jobs, koffi, most, toldTogether, piece } = workerData as Start;
   const [submitted, completed, writerSleeps, callerSleeps, failed] = [0, 1, 2, 3, 4];
+  const pwrite = require(koffi).load(null).func('pwrite', 'int64_t', ['int', 'intptr_t', 'size_t', 'int64_t']);
   let told = 0;
   parentPort!.postMessage(undefined);
   // The counts are those of the caller, cut to 32 bits.
@@ -163,13 +167,15 @@ function runWriter(require: NodeJS.Require): void {
       Atomics.store(words, writerSleeps, 1);
       Atomics.wait(words, submitted, done);
     }
-    const index = (done >>> 0) % slots;
+    const index = (done >>> 0) % most;
     const job = index * 4;
-    const length = jobs[job + 3];
+    const length = jobs[job + 2];
     let written = 0;
-    try {
-      written = writeSync(jobs[job + 1], memory, jobs[job], length, jobs[job + 2]);
-    } catch {}
+    while (written < length) {
+      const count = Math.min(piece, length - written);
+      if (pwrite(jobs[job], jobs[job + 1] + written, count, jobs[job + 3] + written) !== count) break;
+      written += count;
+    }
     words[failed + index] = written === length ? 0 : 1;
     done = (done + 1) | 0;
     Atomics.store(words, completed, done);

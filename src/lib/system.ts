@@ -56,6 +56,8 @@ export interface System {
   isCached(fd: number, at: number, length: number): boolean | undefined;
   /** Bytes of a page of the page cache. */
   readonly pageSize: number;
+  /** Where `length` bytes at `start` of a buffer of some length lie in memory, as long as somebody holds the buffer. */
+  address(buffer: Uint8Array, start: number, length: number): number;
   /** How often the calling thread has slept so far, to wait for something. */
   naps(): number;
   /** The offset found, or a negative errno: -ENXIO where there is none, -EINVAL when the file cannot say. */
@@ -204,6 +206,7 @@ function load(): System | null {
     });
 
   return {
+    address: addressOf,
     readCached(fd, at, into, start, length) {
       const base = addressOf(into, start, length);
       iovec[0] = base;

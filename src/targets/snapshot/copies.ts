@@ -109,7 +109,7 @@ export class Copies {
 
   #take(length: number): Uint8Array {
     if (length !== this.#chunkBytes) return new Uint8Array(length);
-    return this.#cow.borrow?.(length) ?? this.#buffers.pop() ?? new Uint8Array(length);
+    return this.#buffers.pop() ?? new Uint8Array(length);
   }
 
   #giveAfter(wait: Maybe, buffer: Uint8Array): Maybe {
@@ -124,7 +124,6 @@ export class Copies {
   }
 
   #give(buffer: Uint8Array): void {
-    if (buffer.buffer instanceof SharedArrayBuffer) this.#cow.giveBack!(buffer);
-    else if (buffer.length === this.#chunkBytes && this.#buffers.length < SPARE_MAX) this.#buffers.push(buffer);
+    if (buffer.length === this.#chunkBytes && this.#buffers.length < SPARE_MAX) this.#buffers.push(buffer);
   }
 }

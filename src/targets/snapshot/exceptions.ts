@@ -110,10 +110,17 @@ export class Exceptions {
         const first = Math.floor(at / size);
         const newChunk = this.store.lookup(first);
         const stop = newChunk < 0 ? (first + 1) * size : runEnd(this.store, first, newChunk, end);
-        const count = Math.min(stop, end) - at;
+        let count = Math.min(stop, end) - at;
         let wait: Maybe;
         if (newChunk >= 0) wait = this.cow.write(bytes(newChunk * size + (at - first * size)), from, start, count);
-        else wait = this.#writeFresh(first, at - first * size, from, start, count);
+        else if (count === size && at + 2 * size <= end && this.#copies.longest > 1 && !this.#copies.of(first)) {
+          // Whole chunks that get places side by side are written in one go.
+          const to = this.#allocate(first);
+          if (to < 0) throw this.#overflow();
+          const chunks = this.#allocateRun(first, to, Math.floor(end / size) - 1);
+          count = chunks * size;
+          wait = this.#writeRun(first, to, chunks, from, start);
+        } else wait = this.#writeFresh(first, at - first * size, from, start, count);
         at += count;
         start += count;
         if (wait) {
@@ -402,6 +409,20 @@ export class Exceptions {
     if (wait) return this.#whenWritten(old, newChunk, 1, wait);
     this.#settle(newChunk);
     return this.#reads.on(old, old);
+  }
+
+  /** A write of `count` whole chunks from `old` on to where they were allocated. */
+  #writeRun(old: number, newChunk: number, count: number, from: Uint8Array, start: number): Maybe {
+    const size = this.#chunkBytes;
+    let wait: Maybe;
+    try {
+      wait = this.cow.write(bytes(newChunk * size), from, start, count * size);
+    } catch (error) {
+      wait = Promise.reject(error);
+    }
+    if (wait) return this.#whenWritten(old, newChunk, count, wait);
+    for (let i = 0; i < count; i++) this.#settle(newChunk + i);
+    return this.#reads.on(old, old + count - 1);
   }
 
   /** As the store does, from a COW device that is enlarged before it is full, if it can be. */

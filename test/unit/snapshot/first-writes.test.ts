@@ -41,8 +41,8 @@ async function snapshot() {
   return { snap: await create(), again };
 }
 
-/** Until the thread takes part: it starts with the first chunks. */
-const started = () => vi.waitUntil(() => writer.borrow(1) ?? writer.borrow(1)).then((slot) => writer.giveBack(slot));
+/** Until the thread takes part. */
+const started = () => vi.waitUntil(() => writer.wants(1 << 16) || writer.wants(1 << 16));
 
 test('the rest of each chunk is what the origin has, also after the snapshot was closed', async () => {
   const { snap, again } = await snapshot();
@@ -70,8 +70,8 @@ test('a chunk that finds no space fails its write, and is written when there is 
   const data = pattern('b', 0, 8);
   const write = (chunk: number) => snap.write(bytes(chunk * CHUNK * SECTOR), data, 0, data.length);
   await started();
-  const aside = vi.spyOn(writer, 'write').mockImplementation((_fd, _at, _slot, _start, _length, ended) => {
-    setImmediate(ended, false);
+  const aside = vi.spyOn(writer, 'write').mockImplementation((_fd, _from, _start, _length, _at, tell) => {
+    setImmediate(tell, false);
   });
   vi.spyOn(fs, 'writeSync').mockImplementation(() => {
     throw Object.assign(new Error('ENOSPC'), { code: 'ENOSPC' });
