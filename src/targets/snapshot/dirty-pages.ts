@@ -48,8 +48,15 @@ export class DirtyPages {
 
   /** A page that the bytes touch is here. */
   overlaps(at: number, length: number): boolean {
+    const first = Math.floor(at / PAGE);
     const last = Math.floor((at + length - 1) / PAGE);
-    for (let page = Math.floor(at / PAGE); page <= last; page++) if (this.#places.get(page) >= 0) return true;
+    // Of a whole disk, say.
+    if (last - first > this.count) {
+      for (let place = 0; place < this.count; place++)
+        if (this.#numbers[place] >= first && this.#numbers[place] <= last) return true;
+      return false;
+    }
+    for (let page = first; page <= last; page++) if (this.#places.get(page) >= 0) return true;
     return false;
   }
 
