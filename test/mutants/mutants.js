@@ -22,14 +22,20 @@ const guards = [
   {
     guard: 'data is durable before the area that names it',
     file: store,
-    find: '    await writeLater();\n    await this.#cow.flush();\n    await this.#cow.write(this.#areaAt',
-    replace: '    await writeLater();\n    await this.#cow.write(this.#areaAt',
+    find: '    await writeLater();\n    await this.#cow.flush();\n    // No more',
+    replace: '    await writeLater();\n    // No more',
   },
   {
     guard: 'the area is durable before a commit is acknowledged',
     file: store,
-    find: 'first, 0, chunkBytes);\n    await this.#cow.flush();',
-    replace: 'first, 0, chunkBytes);',
+    find: 'first, from, to - from);\n    await this.#cow.flush();',
+    replace: 'first, from, to - from);',
+  },
+  {
+    guard: 'an area that a batch fills is written to its end',
+    file: store,
+    find: 'const to = area === first ? ',
+    replace: 'const to = filled > 0 ? ',
   },
   {
     guard: 'the next area is ended before this one becomes full',

@@ -5,7 +5,7 @@
  *     1  data chunks written                     no exception names them yet: the next allocation uses them again
  *     2  later areas written: whole, ended       the current area still ends before its last entry: nobody reads them
  *     3  flush                                   data and later areas are durable
- *     4  current area written                    each 512-byte sector arrives or not; a list cut short at any sector
+ *     4  current area written, where it changed  each 512-byte sector arrives or not; a list cut short at any sector
  *                                                names only data that step 3 made durable
  *     5  flush                                   acknowledged
  *
@@ -41,6 +41,9 @@ import type { Commit, ExceptionStore, Run, Usage } from './store.ts';
 
 /** Committed entries at the front of the queue that are not worth moving the rest for. */
 const QUEUE_SPENT_MAX = 4096;
+
+/** Bytes of an area that are written at least: less would have to be read first, from most disks. */
+const BLOCK = 4096;
 
 interface Waiter {
   upTo: number;
@@ -133,8 +136,7 @@ export class PersistentStore implements ExceptionStore {
   }
 
   settle(newChunk: number, ok: boolean): void {
-    let i = this.#queue.length - 1;
-    while (this.#queue[i].newChunk !== newChunk) i--;
+    const i = this.#find(newChunk);
     const allocation = this.#queue[i];
     if (ok) {
       allocation.state = 'settled';
@@ -146,6 +148,17 @@ export class PersistentStore implements ExceptionStore {
       this.#nextFree = newChunk;
     } else allocation.state = 'dropped';
     if (this.#waiters.length > 0 && !this.#running) this.#start();
+  }
+
+  /** Where it is in the queue, which is in ascending order. */
+  #find(newChunk: number): number {
+    let low = this.#head;
+    for (let high = this.#queue.length - 1; low < high; ) {
+      const middle = (low + high) >>> 1;
+      if (this.#queue[middle].newChunk < newChunk) low = middle + 1;
+      else high = middle;
+    }
+    return low;
   }
 
   commit(newChunk: number): Maybe<Commit> {
@@ -434,7 +447,11 @@ export class PersistentStore implements ExceptionStore {
     }
     await writeLater();
     await this.#cow.flush();
-    await this.#cow.write(this.#areaAt(this.#areaIndex), first, 0, chunkBytes);
+    // No more than has changed: a flush of few exceptions is to be short.
+    const block = Math.min(BLOCK, chunkBytes);
+    const from = Math.floor((this.#committed * diskException.size) / block) * block;
+    const to = area === first ? Math.ceil((filled * diskException.size) / block) * block : chunkBytes;
+    if (to > from) await this.#cow.write(bytes(this.#areaAt(this.#areaIndex) + from), first, from, to - from);
     await this.#cow.flush();
     this.#area = area;
     this.#areaIndex = index;
