@@ -1,7 +1,8 @@
 import { mkdtemp, rm, stat, writeFile } from 'node:fs/promises';
-import { connect, createServer } from 'node:net';
+import { connect, createServer, type Socket } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { Duplex } from 'node:stream';
 import { describe, expect, it, onTestFinished } from 'vitest';
 import { MemoryDevice } from '../../src/device/memory.ts';
 import { DmError } from '../../src/errors.ts';
@@ -16,6 +17,8 @@ import {
 } from '../../src/formats/nbd/handshake.ts';
 import { requestHeader } from '../../src/formats/nbd/transmission.ts';
 import { prng } from '../../src/lib/prng.ts';
+import { negotiate } from '../../src/services/nbd/handshake.ts';
+import { LIMITS } from '../../src/services/nbd/limits.ts';
 import { NbdServer } from '../../src/services/nbd/server.ts';
 import { bytes } from '../../src/units.ts';
 import { delayed, FixedExports, filled, MiB, RawClient, serve } from './nbd-support.ts';
@@ -107,6 +110,15 @@ describe('handshake', () => {
     expect((await client.ask(OPT.GO, Buffer.from('junk')))[0].type).toBe(REP.ERR_INVALID);
     expect((await client.ask(OPT.GO, Buffer.alloc(70_000)))[0].type).toBe(REP.ERR_TOO_BIG);
     expect((await client.ask(OPT.GO, printGo({ name: 'disk', info: [] }))).at(-1)?.type).toBe(REP.ACK);
+  });
+
+  it('says in one line that a client broke the connection', async () => {
+    const stream = new Duplex({ read() {}, write: (_data, _encoding, done) => done() });
+    const ended = negotiate(stream as Socket, new FixedExports({}), LIMITS, undefined);
+    const expected = expect(ended).rejects.toThrow(DmError);
+    stream.destroy(Object.assign(new Error('read ECONNRESET'), { code: 'ECONNRESET', syscall: 'read' }));
+    await expected;
+    await expect(ended).rejects.toThrow(/^lost the connection during the handshake/);
   });
 
   it('ends in good order at ABORT', async () => {
@@ -261,22 +273,32 @@ describe('transmission', () => {
     expect(contents(device, 0, 4 * MiB).equals(expected)).toBe(true);
   });
 
-  it('sends in order what the client does not take at once', async () => {
+  it('sends in order what the client does not take at once, and what comes meanwhile', async () => {
     const device = filled(8 * MiB);
+    const random = prng(9);
     const { path } = await serve({ disk: device });
     const client = await RawClient.go(path, 'disk');
-    client.socket.pause();
-    const lengths = [512, 100_000, 4096, 1_000_000, 512, 65_536, 4096, 3_000_000, 512];
-    for (const [cookie, length] of lengths.entries()) {
-      client.request(CMD.READ, cookie * 4096, length - (length % 512), { cookie });
-      await new Promise((resolve) => setImmediate(resolve));
-    }
-    for (const [cookie, length] of lengths.entries()) {
-      const count = length - (length % 512);
-      const reply = await client.reply(count);
+    const turn = () => new Promise((resolve) => setImmediate(resolve));
+    const all = Array.from({ length: 100 }, (_, cookie) => ({
+      cookie,
+      at: 512 * random.below(8192),
+      length: 512 * (1 + random.below(random.below(4) === 0 ? 2048 : 16)),
+    }));
+    const asked = (async () => {
+      for (const { cookie, at, length } of all) {
+        client.request(CMD.READ, at, length, { cookie });
+        if (random.below(4) === 0) client.socket.pause();
+        if (random.below(2) === 0) client.socket.resume();
+        if (random.below(3) > 0) await turn();
+      }
+      client.socket.resume();
+    })();
+    for (const { cookie, at, length } of all) {
+      const reply = await client.reply(length);
       expect(reply.cookieLow).toBe(cookie);
-      expect(reply.data?.equals(contents(device, cookie * 4096, count))).toBe(true);
+      expect(reply.data?.equals(contents(device, at, length))).toBe(true);
     }
+    await asked;
   });
 
   it('refuses more than 32 MiB and stays in step', async () => {

@@ -113,7 +113,10 @@ class Handshake {
   }
 
   async negotiate(): Promise<Negotiated> {
-    const session = await this.#run();
+    const session = await this.#run().catch((error: NodeJS.ErrnoException) => {
+      if (error.syscall === 'read') throw fromSystem(error, 'lost the connection during the handshake');
+      throw error;
+    });
     return { stream: this.#stream, session, rest: this.#reader.release() };
   }
 

@@ -19,7 +19,10 @@
  */
 import { SMALLEST_BUFFER } from './reply-buffers.ts';
 
-/** What a connection always has: two buffers to receive, one for replies, and one for a payload of up to 64 KiB. */
+/**
+ * What a connection always has: two buffers to receive, one for replies, and one for a payload of up to 64 KiB. A fifth may
+ * come unasked, when the one that is received into is full of requests that have to wait.
+ */
 export const OWN_BYTES = 4 * SMALLEST_BUFFER;
 
 /** A connection, as the memory sees it. */

@@ -3,11 +3,14 @@
  * carried out by `Commands`. This is the hot path: a request that its device answers at once costs no promise, closure or
  * buffer.
  *
- *     data event -> one loop over the chunk: requests are parsed where they lie
- *                -> device.read straight into the reply buffer, behind the place of its header
- *                -> at the end of the chunk, one write of all replies
+ *     received -> one loop over the chunk: requests are parsed where they lie
+ *              -> device.read straight into the reply buffer, behind the place of its header
+ *              -> at the end of the chunk, one write of all replies
  *
- * - A write's payload goes to the device from the chunk if it lies there whole; otherwise it is gathered once.
+ * - By descriptor, chunks lie in buffers that are used again (`received.ts`), and replies are sent without a stream. Over
+ *   TLS, and without system calls, Node's stream does both.
+ * - A write's payload goes to the device from the chunk if it lies there whole; otherwise it is gathered once, and what is long
+ *   of it is received in its place.
  * - The loop stops between two requests, and the socket is paused, while too much is in flight, the client does not take
  *   its replies, or there is no memory for the next request. It goes on where it stopped.
  *
