@@ -57,8 +57,6 @@ export class PersistentStore implements ExceptionStore {
   lastSettled = -1;
 
   #cow: BlockDevice;
-  /** Bytes that `#cow` had when more were needed than it had before. */
-  #cowSize = 0;
   #completed = new ChunkMap();
   #nextFree = 2;
 
@@ -128,8 +126,7 @@ export class PersistentStore implements ExceptionStore {
 
   allocate(oldChunk: number): number {
     const newChunk = this.#nextFree;
-    const end = (newChunk + 1) * this.layout.chunkBytes;
-    if (end > this.#cowSize && end > (this.#cowSize = this.#cow.size)) return -1;
+    if (toSectors(this.#cow.size) < (newChunk + 1) * this.layout.chunkSize) return -1;
     this.#nextFree = nextData(this.layout, newChunk);
     this.#queue.push({ oldChunk, newChunk, state: 'open' });
     return newChunk;

@@ -41,7 +41,7 @@ export interface ExceptionStore {
   readonly lastSettled: number;
   /** The new chunk of a settled exception, or -1. */
   lookup(oldChunk: number): number;
-  /** A new chunk for `oldChunk`, or -1 if no whole chunk is left on the COW device: its size is asked anew where it ended last. */
+  /** A new chunk for `oldChunk`, or -1 if no whole chunk is left on the COW device, whose size is asked anew. */
   allocate(oldChunk: number): number;
   /**
    * Ends an allocation: the chunk's data is on the COW device, or (`ok` false) it could not be written and the exception

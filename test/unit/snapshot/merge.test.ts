@@ -280,7 +280,7 @@ describe('67. another snapshot of the origin', () => {
     expect(await rig.read('other', 0, 4096)).toEqual(old(0, 4096));
     expect(await rig.status('other')).toBe('80/1024 32');
     const first = rig.log.findIndex((entry) => entry.startsWith('1:0 W'));
-    const area = rig.log.indexOf('1:2 W 16+16');
+    const area = rig.log.indexOf('1:2 W 16+8');
     expect(area).toBeGreaterThanOrEqual(0);
     expect(rig.log.indexOf('1:2 F', area)).toBeLessThan(first);
   });
