@@ -53,11 +53,12 @@ async function copyAlike(
   const most = Math.max(1, Math.floor(PIECE / size));
   const running: Promise<void>[] = [];
   const seen = new Set<number>();
+  const spare: Uint8Array[] = [];
   let chunks: number[] = [];
   let alike = snapshots();
   const end = origin.size;
   const send = async () => {
-    const wait = new Piece(origin, alike, size, chunks).copy();
+    const wait = new Piece(origin, alike, size, chunks, spare).copy();
     if (wait) running.push(wait);
     chunks = [];
     if (running.length >= PIECES) await running.shift();
@@ -82,8 +83,6 @@ async function copyAlike(
   await Promise.all(running);
 }
 
-const spare: Uint8Array[] = [];
-
 /** Old chunks that are read together. */
 class Piece {
   readonly #origin: BlockDevice;
@@ -93,13 +92,22 @@ class Piece {
   /** Bytes of the origin. */
   readonly #end: number;
   readonly #buffer: Uint8Array;
+  readonly #spare: Uint8Array[];
 
-  constructor(origin: BlockDevice, snapshots: readonly Copied[], size: number, chunks: readonly number[]) {
+  /** `spare`: memory of pieces that have ended, for those to come. */
+  constructor(
+    origin: BlockDevice,
+    snapshots: readonly Copied[],
+    size: number,
+    chunks: readonly number[],
+    spare: Uint8Array[],
+  ) {
     this.#origin = origin;
     this.#snapshots = snapshots;
     this.#size = size;
     this.#chunks = chunks;
     this.#end = origin.size;
+    this.#spare = spare;
     const length = chunks.length * size;
     const kept = spare.pop();
     this.#buffer = kept && kept.length >= length ? kept : new Uint8Array(length);
@@ -112,6 +120,7 @@ class Piece {
     const claims = this.#snapshots.map(({ exceptions, size: end }) =>
       this.#chunks.map((old) => (old * size < end && exceptions.needsCopy(old) ? exceptions.claim(old) : -1)),
     );
+    if (claims.every((list) => list.every((newChunk) => newChunk < 0))) return this.#ended();
     let read: Maybe;
     try {
       read = this.#read();
@@ -128,7 +137,7 @@ class Piece {
   }
 
   #ended(): void {
-    if (spare.length < PIECES) spare.push(this.#buffer);
+    this.#spare.push(this.#buffer);
   }
 
   #read(): Maybe {

@@ -78,6 +78,13 @@ describe('a first write', () => {
     expect(await rig.read('origin', 80, 8)).toEqual(originData(80, 8));
   });
 
+  test('reads nothing for a snapshot that has no room', async () => {
+    const { rig } = await rigWith({ C: 8, W: 16 });
+    await rig.write('origin', 80, originData(80, 8));
+    await rig.flush('origin');
+    expect(rig.log.filter((entry) => entry.startsWith('1:0'))).toEqual(['1:0 W 80+8', '1:0 F']);
+  });
+
   test('while another snapshot is merged waits for its copies', async () => {
     const { rig } = await rigWithTwo({ C: 8 });
     await rig.write('snap', 0, snapshotData(0, 8));
