@@ -95,6 +95,22 @@ describe('a write through the snapshot', () => {
   });
 
   test.each([false, true])(
+    'of whole chunks is one write as far as they find places side by side (later: %s)',
+    async (later) => {
+      const { rig, cow, origin } = await rigWith({ C: 8 });
+      cow.later = later;
+      await rig.write('snap', 24, snapshotData(24, 8));
+      cow.takeLog();
+      await rig.write('snap', 4, snapshotData(4, 42));
+      expect(origin.takeLog()).toEqual(['R 0+8', 'R 40+8']);
+      // Chunk 3 has its place already.
+      expect(cow.takeLog('R')).toEqual(['W 24+8', 'W 32+16', 'W 16+8', 'W 48+8', 'W 56+8']);
+      expect(await rig.read('snap', 0, 48)).toEqual(Buffer.concat([old(0, 4), snapshotData(4, 42), old(46, 2)]));
+      expect(await rig.status('snap')).toBe('64/1024 16');
+    },
+  );
+
+  test.each([false, true])(
     'is acknowledged when its data is on the COW device, and its exception is durable with the next flush (later: %s)',
     async (later) => {
       const { rig, cow, line } = await rigWith({ C: 8 });
