@@ -2,13 +2,14 @@
  * Memory and time of an exception store: a persistent store with N exceptions over scattered origin chunks of 4 KiB is
  * laid down in a sparse file, opened, and asked for every chunk once.
  */
-import { mkdtempSync, openSync, rmSync, truncateSync, writeFileSync, writeSync } from 'node:fs';
+import { openSync, truncateSync, writeFileSync, writeSync } from 'node:fs';
 import { join } from 'node:path';
 import { FileDevice } from '../src/device/file.ts';
 import { areaChunk, chunksFor, headerOf, isMetadata, layoutOf, setException } from '../src/formats/exception-store.ts';
 import { PersistentStore } from '../src/stores/exception/persistent.ts';
 import { sector } from '../src/units.ts';
 import { grid, yesOrNo } from './report.ts';
+import { scratchIn } from './scratch.ts';
 
 export interface ExceptionsRow {
   exceptions: number;
@@ -30,8 +31,8 @@ export async function exceptions(folder: string, counts: readonly number[]): Pro
 }
 
 async function measure(folder: string, count: number): Promise<ExceptionsRow> {
-  const own = mkdtempSync(join(folder, 'dmkit-exceptions-'));
-  const path = join(own, 'store.cow');
+  const scratch = scratchIn(folder);
+  const path = join(scratch.path, 'store.cow');
   try {
     lay(path, count);
     const device = await FileDevice.open(path, 'rw');
@@ -46,7 +47,7 @@ async function measure(folder: string, count: number): Promise<ExceptionsRow> {
     await device.close();
     return { exceptions: count, bytesEach: store.memory / count, openMs, lookupNs };
   } finally {
-    rmSync(own, { recursive: true, force: true });
+    scratch.remove();
   }
 }
 

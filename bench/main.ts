@@ -49,7 +49,7 @@ const options: Options = smoke
   ? { folders, scale: 1 / 32, runs: 1, seconds: 0.1 }
   : { folders, scale: 1, runs: number('runs'), seconds: number('seconds') };
 
-for (const signal of ['SIGINT', 'SIGTERM'] as const) process.once(signal, () => process.exit(1));
+for (const signal of ['SIGINT', 'SIGTERM'] as const) process.on(signal, () => process.exit(1));
 
 const progress = (text: string) => {
   if (process.stderr.isTTY) process.stderr.write(`\r\x1b[K${text}`);

@@ -4,17 +4,7 @@
  * the other on one filesystem, in one run, each from files that are on the disk and not in the page cache.
  */
 import { execFileSync, fork } from 'node:child_process';
-import {
-  closeSync,
-  mkdirSync,
-  mkdtempSync,
-  openSync,
-  readSync,
-  rmSync,
-  statfsSync,
-  statSync,
-  writeSync,
-} from 'node:fs';
+import { closeSync, mkdirSync, openSync, readSync, rmSync, statfsSync, statSync, writeSync } from 'node:fs';
 import { join } from 'node:path';
 import { setTimeout as pause } from 'node:timers/promises';
 import { areaChunk, layoutOf } from '../src/formats/exception-store.ts';
@@ -22,6 +12,7 @@ import { SECTOR, sector } from '../src/units.ts';
 import { nbd, type Served, serving, start } from './contestants/contestant.ts';
 import { type Load, measure, readThrough, scatter } from './fio.ts';
 import { makeImage } from './image.ts';
+import { scratchIn } from './scratch.ts';
 
 const SIDE = join(import.meta.dirname, 'merge-side.js');
 /** Bytes: a write, and a cluster of the overlay. */
@@ -71,7 +62,8 @@ export function fitting(folder: string, changes: number): number {
 }
 
 export async function merging(options: MergeOptions, progress: (text: string) => void): Promise<MergeRow[]> {
-  const folder = mkdtempSync(join(options.folder, 'dmkit-merge-'));
+  const scratch = scratchIn(options.folder);
+  const folder = scratch.path;
   try {
     const image = join(folder, 'image.raw');
     progress('merge: making the image');
@@ -80,7 +72,7 @@ export async function merging(options: MergeOptions, progress: (text: string) =>
     for (const one of mergeCases) rows.push(await measureCase(one, image, folder, options, progress));
     return rows;
   } finally {
-    rmSync(folder, { recursive: true, force: true });
+    scratch.remove();
   }
 }
 

@@ -5,6 +5,7 @@ import { cpuSeconds } from './cpu.ts';
 import { type Figure, fill, measure, type Span } from './fio.ts';
 import { makeImage } from './image.ts';
 import type { Entrant, Row } from './rows.ts';
+import { scratchIn } from './scratch.ts';
 
 export interface Options {
   folders: Record<Row['where'], string>;
@@ -34,19 +35,14 @@ export async function measureRows(
   options: Options,
   progress: (text: string) => void,
 ): Promise<Result[]> {
-  const make = (where: Row['where']) => mkdtempSync(join(options.folders[where], 'dmkit-bench-'));
-  const folders = { memory: make('memory'), disk: make('disk') };
-  const remove = () => {
-    for (const folder of Object.values(folders)) rmSync(folder, { recursive: true, force: true });
-  };
-  // An interrupted run ends without the block below.
-  process.once('exit', remove);
+  const folders = { memory: scratchIn(options.folders.memory), disk: scratchIn(options.folders.disk) };
   try {
     const results: Result[] = [];
-    for (const row of rows) results.push({ row, lines: await measureRow(row, folders[row.where], options, progress) });
+    for (const row of rows)
+      results.push({ row, lines: await measureRow(row, folders[row.where].path, options, progress) });
     return results;
   } finally {
-    remove();
+    for (const folder of Object.values(folders)) folder.remove();
   }
 }
 
