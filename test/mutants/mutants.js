@@ -36,6 +36,7 @@ const guards = [
     file: store,
     find: 'const to = area === first ? ',
     replace: 'const to = filled > 0 ? ',
+    suite: 'src/stores/exception/persistent.test.ts',
   },
   {
     guard: 'the next area is ended before this one becomes full',

@@ -129,6 +129,21 @@ test('a store of a million exceptions opens without a promise an area, in at mos
   expect(again.memory).toBeLessThanOrEqual(24_000_000);
 });
 
+test('what is written of an area larger than 4 KiB is all that changed, in batches of any length', async () => {
+  const c = sector(16);
+  const device = new MemoryDevice(fullCowSize(bytes(3000 * 8192), c));
+  const store = await PersistentStore.open(device, c);
+  let old = 0;
+  // An area has 512 entries, a block of it 256.
+  for (const count of [1, 254, 2, 100, 600, 67, 1, 511, 1030]) {
+    for (let i = 0; i < count; i++) store.settle(store.allocate(old++), true);
+    expect(await store.commit(store.lastSettled)).toBe('durable');
+    expect((await PersistentStore.open(device, c)).size).toBe(old);
+  }
+  const again = await PersistentStore.open(device, c);
+  for (let i = 0; i < old; i++) expect(again.lookup(i)).toBe(store.lookup(i));
+});
+
 test('no space below for the metadata is reported and made good later', async () => {
   const disk = new SimulatedDisk(128 * SECTOR, { power: new PowerSupply() });
   const store = await PersistentStore.open(disk, C);
