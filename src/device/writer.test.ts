@@ -107,10 +107,12 @@ describe('a device', () => {
     await file.flush();
     await wanted(ofThisThread);
     const here = vi.spyOn(fs, 'writeSync');
-    await file.write(bytes(512), new Uint8Array(2 * CHUNK).fill(7, 512, 512 + CHUNK), 512, CHUNK);
+    const aside = vi.spyOn(ofThisThread, 'write');
+    await file.write(bytes(4096), new Uint8Array(2 * CHUNK).fill(7, 512, 512 + CHUNK), 512, CHUNK);
+    expect(aside).toHaveBeenCalledOnce();
     expect(here).not.toHaveBeenCalled();
     const found = fs.readFileSync(path);
-    expect([511, 512, 511 + CHUNK, 512 + CHUNK].map((at) => found[at])).toEqual([0, 7, 7, 0]);
+    expect([4095, 4096, 4095 + CHUNK, 4096 + CHUNK].map((at) => found[at])).toEqual([0, 7, 7, 0]);
     const sync = vi.spyOn(fs, 'fdatasync');
     await file.flush();
     expect(sync).toHaveBeenCalledOnce();
