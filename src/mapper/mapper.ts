@@ -237,9 +237,9 @@ export class Mapper implements Control {
   }
 
   async status(ref: DeviceRef, options?: InactiveOption & { noflush?: boolean }): Promise<TargetText[]> {
-    const table = this.#table(ref, options);
-    if (!options?.noflush) await table?.prestatus();
-    return table?.text('info') ?? [];
+    if (!options?.noflush) await this.#table(ref, options)?.prestatus();
+    // Asked anew: that table may have been closed meanwhile.
+    return this.#table(ref, options)?.text('info') ?? [];
   }
 
   async measure(ref: DeviceRef, options?: InactiveOption): Promise<TargetText[]> {

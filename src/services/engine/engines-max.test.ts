@@ -1,4 +1,3 @@
-import { availableParallelism } from 'node:os';
 import { afterEach, describe, expect, test, vi } from 'vitest';
 import { enginesMax } from './engines-max.ts';
 
@@ -12,8 +11,8 @@ describe('a daemon may have', () => {
     expect(enginesMax({ DMKIT_ENGINES: '12' }, { tls: false })).toBe(12);
   });
 
-  test('one for each further core otherwise, and no more than seven', () => {
-    expect(enginesMax({}, { tls: false })).toBe(Math.min(availableParallelism() - 1, 7));
+  test('none otherwise', () => {
+    expect(enginesMax({}, { tls: false })).toBe(0);
   });
 
   test('none with TLS', () => {

@@ -1,4 +1,4 @@
-import { ChunkMap } from '../../lib/chunk-map.ts';
+import { ChunkMap, MAX_CHUNK } from '../../lib/chunk-map.ts';
 import { SECTOR } from '../../units.ts';
 
 /** Bytes of a page, and its sectors: a bit each in its mask. */
@@ -37,10 +37,11 @@ export class DirtyPages {
     return this.#data.length;
   }
 
-  /** The pages that a request touches are here, or there is room for them below `limit` pages. */
+  /** The pages that a request touches are here, or there is room for them below `limit` pages. Pages end at 4 PiB. */
   fits(at: number, length: number, limit: number): boolean {
     const first = Math.floor(at / PAGE);
     const end = Math.ceil((at + length) / PAGE);
+    if (end > MAX_CHUNK) return false;
     let left = Math.min(limit, this.#most) - this.count - (end - first);
     for (let page = first; left < 0 && page < end; page++) if (this.#places.get(page) >= 0) left++;
     return left >= 0;

@@ -132,11 +132,9 @@ export class OriginBuffer {
   drained(): Promise<void> {
     if (!this.#running) return this.empty ? Promise.resolve() : this.#start();
     if (this.#active.count === 0) return this.#running;
-    // Not #start: in the moment before this goes on, another caller may have started the drain that covers both.
-    const after = () => {
-      this.#next = undefined;
-      return this.drained();
-    };
+    // Exactly one more: in the moment before this goes on another may have begun, which has all that is here now; what came
+    // after it is no matter of those who wait for this one.
+    const after = () => this.#running ?? (this.empty ? undefined : this.#start());
     this.#next ??= this.#running.then(after, after);
     return this.#next;
   }
@@ -179,6 +177,7 @@ export class OriginBuffer {
     this.#cancel();
     this.#running = this.#drain().finally(() => {
       this.#running = undefined;
+      this.#next = undefined;
       this.#release();
       if (this.#active.count >= OriginBuffer.enough && !this.#failed) this.#begin();
       else this.#later();
@@ -215,9 +214,15 @@ export class OriginBuffer {
     const pages = this.#draining;
     const runs = pages.runs(RUN);
     this.#allow(0);
-    await this.#secure(runs, this.#allow);
-    this.#allow(1);
-    const failed = await this.#writeOrigin(runs);
+    let failed: Failed | undefined;
+    try {
+      await this.#secure(runs, this.#allow);
+      this.#allow(1);
+      failed = await this.#writeOrigin(runs);
+    } catch (error) {
+      // Nothing may be left that a later drain would take for newer than what comes now.
+      failed = { runs, error };
+    }
     this.#forget(pages);
     this.#failed = failed !== undefined;
     // What was left is larger than a half may be.

@@ -101,7 +101,7 @@ export class Origin {
 
   extents(at: Bytes, length: number): Maybe<Extent[]> {
     if (this.#buffer.empty || !this.#buffer.overlaps(at, length)) return this.device.extents(at, length);
-    return this.#buffer.drained().then(() => this.extents(at, length));
+    return this.#buffer.drained().then(() => this.device.extents(at, length));
   }
 
   /** What was acknowledged is on the device below. */

@@ -180,6 +180,36 @@ describe('a batch', () => {
   });
 });
 
+test('a flush waits for two batches at most, however many writers wait for room', async () => {
+  const size = 64 * 2 ** 20;
+  const disk = new MemoryDevice(bytes(size));
+  const write = disk.write.bind(disk);
+  disk.write = async (...args) => {
+    await new Promise((resolve) => setImmediate(resolve));
+    await write(...args);
+  };
+  let batches = 0;
+  const buffer = new OriginBuffer(disk, async () => void batches++);
+  let ended = false;
+  const page = originData(0, 8);
+  const writer = async (from: number) => {
+    for (let at = from; at < size && !ended; at += 64 * 4096)
+      while (!buffer.put(at, page, 0, page.length)) await buffer.room(page.length);
+  };
+  const writers = Array.from({ length: 64 }, (_, i) => writer(i * 4096));
+  const before = batches;
+  await buffer.drained();
+  expect(batches - before).toBeLessThanOrEqual(2);
+  ended = true;
+  await Promise.all(writers);
+});
+
+test('a write beyond what pages have numbers for goes another way', () => {
+  const buffer = new OriginBuffer(new MemoryDevice(bytes(4096)), async () => {});
+  expect(buffer.put(2 ** 52 - 4096, originData(0, 8), 0, 4096)).toBe(false);
+  expect(buffer.empty).toBe(true);
+});
+
 test('copies that are under way side by side keep to themselves', async () => {
   // Chunks that are copied one at a time.
   const C = 4096;
