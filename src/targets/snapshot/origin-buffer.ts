@@ -158,7 +158,9 @@ export class OriginBuffer {
   /** Nobody will read or flush any more what could not be written. */
   async abandon(): Promise<void> {
     this.#closers++;
-    await this.#emptied().catch(() => {});
+    // What failed before has been told of, and is not tried again: by now another table may write to that disk.
+    if (!this.#failed) await this.#emptied().catch(() => {});
+    while (this.#running) await this.#running.catch(() => {});
     this.#halves();
     this.#failed = false;
     this.#cancel();

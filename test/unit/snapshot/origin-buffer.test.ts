@@ -204,6 +204,20 @@ test('a flush waits for two batches at most, however many writers wait for room'
   await Promise.all(writers);
 });
 
+test("what a disk refused is not given to it once more when its last user goes: it may be somebody else's by then", async () => {
+  const disk = new MemoryDevice(bytes(65536));
+  const { write } = disk;
+  disk.write = async () => Promise.reject(new Error('full'));
+  const buffer = new OriginBuffer(disk, async () => {});
+  buffer.put(0, originData(0, 8), 0, 4096);
+  await expect(buffer.drained()).rejects.toThrow('full');
+  const repaired = vi.fn(write.bind(disk));
+  disk.write = repaired;
+  await buffer.abandon();
+  expect(buffer.empty).toBe(true);
+  expect(repaired).not.toHaveBeenCalled();
+});
+
 test('a write beyond what pages have numbers for goes another way', () => {
   const buffer = new OriginBuffer(new MemoryDevice(bytes(4096)), async () => {});
   expect(buffer.put(2 ** 52 - 4096, originData(0, 8), 0, 4096)).toBe(false);
