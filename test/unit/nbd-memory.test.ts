@@ -98,7 +98,7 @@ describe('a server with a bound on its memory', () => {
       write: () => new Promise<void>((resolve) => waiting.push(resolve)),
       read: () => new Promise<void>((resolve) => waiting.push(resolve)),
     });
-    const limits = { memoryBytes: 16 * MiB, stallMs: 20 };
+    const limits = { memoryBytes: 16 * MiB, stallMs: 100 };
     const { path, server, log } = await serve({ disk: device }, limits);
     const clients = await Promise.all(Array.from({ length: 8 }, () => RawClient.go(path, 'disk')));
     // Writes that lie whole in what was received keep that; reads that no sector fits are read elsewhere first.
@@ -112,7 +112,7 @@ describe('a server with a bound on its memory', () => {
     await settled(server);
     expect(server.heldBytes).toBeLessThanOrEqual(16 * MiB + 8 * OWN);
     // The time limit passes several times, and it is not theirs.
-    await new Promise((resolve) => setTimeout(resolve, 100));
+    await new Promise((resolve) => setTimeout(resolve, 400));
     expect(server.connectionCount).toBe(8);
     expect(log).toEqual([]);
     for (const client of clients) client.socket.destroy();
