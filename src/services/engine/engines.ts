@@ -3,7 +3,7 @@
  * devices made with `dmsetup`. Forks of an image share nothing with forks of another, so those of further images
  * go to engines on threads of their own, which are started when they are needed (docs/decisions/0009-engines.md).
  *
- *     table or fork -> the disks and devices it names -> the engine that has any of them, else a new group
+ *     table or fork -> the disks and devices it names -> the engine that has one of them, else a new group
  *
  * Placing is done one at a time; what is placed and not yet there counts as being there. A disk in two engines would be a fault of this
  * module; its lock then refuses the second to open it.
