@@ -117,15 +117,24 @@ export class Engines {
     await this.during(() => Promise.all(this.#engines.map((engine) => engine.call(call, args))));
   }
 
+  /**
+   * What a restart must find again. What moves, or is being brought back, is told as it was, until it has arrived with its
+   * tables: without them a restart would take a fork for one that was never finished. The registry knows names and removals
+   * before the engines tell of them.
+   */
   async state(): Promise<ForksState> {
     const between = [...this.#moving];
     const states = await Promise.all(this.#engines.map((engine) => engine.state()));
-    const devices = states.flatMap((state) => state.devices);
-    const forks = states.flatMap((state) => state.forks);
+    const devices = between.flatMap((moving) => moving.devices);
+    const forks = between.flatMap((moving) => moving.forks);
     const [minors, uuids] = [new Set(devices.map(({ minor }) => minor)), new Set(forks.map(({ uuid }) => uuid))];
-    for (const moving of between) {
-      devices.push(...moving.devices.filter(({ minor }) => !minors.has(minor)));
-      forks.push(...moving.forks.filter(({ uuid }) => !uuids.has(uuid)));
+    for (const [engine, state] of states.entries()) {
+      for (const device of state.devices) {
+        const placed = this.#registry.placed(device.minor);
+        if (minors.has(device.minor) || placed?.engine !== engine || placed.deleting) continue;
+        devices.push({ ...device, name: placed.storedName });
+      }
+      forks.push(...state.forks.filter(({ uuid }) => !uuids.has(uuid)));
     }
     return { devices, forks };
   }
@@ -161,8 +170,10 @@ export class Engines {
         local.devices.push(...part.devices);
         local.forks.push(...part.forks);
       }
-    // Nothing is saved before all is there again.
+    // Until all is there again, what is saved is what was.
+    this.#moving.add(state);
     await Promise.all(this.#engines.map((engine, number) => engine.call('restore', [parts[number]])));
+    this.#moving.delete(state);
     const lines = this.#engines.map((engine, number) => engine.call<string[]>('recover', [parts[number].devices]));
     return (await Promise.all(lines)).flat();
   }

@@ -28,6 +28,11 @@ export class Registry {
     return this.#index.find(ref);
   }
 
+  /** Also one that is being removed: it has its number until it is gone. */
+  placed(minor: number): Placed | undefined {
+    return this.#all.get(minor);
+  }
+
   /** Throws NAME_IN_USE (EBUSY) if a device has the name. */
   checkFree(name: string): void {
     const placed = this.#index.find({ name });
