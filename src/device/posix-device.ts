@@ -63,6 +63,8 @@ export abstract class PosixDevice implements BlockDevice {
   /** Reads that are asked about before they are tried: one that misses waits until the disk takes its request. */
   #wary = WARY;
   readonly #stalls = new Stalls();
+  /** Writes on their way through the writer: they have the file's lock in the kernel. */
+  #aside = 0;
   readonly #remote: boolean;
   /** Set while it is asked for; undefined again when it has changed meanwhile. */
   #sizeAsked: Promise<void> | undefined;
@@ -197,7 +199,7 @@ export abstract class PosixDevice implements BlockDevice {
   write(at: Bytes, from: Uint8Array, start: number, length: number): Maybe {
     this.checkWrite('write', at, length);
     if (length > INLINE_MAX || this.#mayStall(at, length)) return this.#writeOnThread(at, from, start, length);
-    if (this.system && writer.wants(length)) return this.#writeAside(at, from, start, length);
+    if (this.system && writer.wants(this.fd, length)) return this.#writeAside(at, from, start, length);
     this.#writeHere(at, from, start, length);
   }
 
@@ -218,6 +220,7 @@ export abstract class PosixDevice implements BlockDevice {
   #mayStall(at: number, length: number): boolean {
     if (this.#inMemory) return false;
     if (this.#remote || this.#stalls.expected || this.#threads.isStuck) return true;
+    if (this.#aside > 0 && writer.isStuck) return true;
     // The rest of a page that is written in part is read first.
     if (!this.#asksCache) return false;
     const { pageSize } = this.system!;
@@ -281,8 +284,10 @@ export abstract class PosixDevice implements BlockDevice {
   }
 
   #writeAside(at: number, from: Uint8Array, start: number, length: number): Promise<void> {
+    this.#aside++;
     return new Promise((resolve, reject) => {
       writer.write(this.fd, from, start, length, at, (written) => {
+        this.#aside--;
         this.#flushes.wrote();
         // Once more, for what the system says.
         if (!written)

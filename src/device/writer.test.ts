@@ -24,8 +24,8 @@ afterEach(() => {
 const nextTurn = () => new Promise((resolve) => setImmediate(resolve));
 
 /** Asks until the thread runs and takes a write. */
-async function wanted(writer: Writer): Promise<void> {
-  while (!writer.wants(CHUNK) && !writer.wants(CHUNK)) await nextTurn();
+async function wanted(writer: Writer, fd = 0): Promise<void> {
+  while (!writer.wants(fd, CHUNK) && !writer.wants(fd, CHUNK)) await nextTurn();
 }
 
 const write = (writer: Writer, fd: number, from: Uint8Array, start: number, length: number, at: number) =>
@@ -44,7 +44,7 @@ test('writes each to its place, many in a turn, and tells in order', async () =>
   const waits: Promise<unknown>[] = [];
   const expected = Buffer.alloc(100 * 4 * CHUNK);
   for (let i = 0; i < 100; i++) {
-    await wanted(writer);
+    await wanted(writer, fd);
     const length = 512 * (1 + ((i * 7) % 400));
     const from = new Uint8Array(4 * CHUNK).fill(i + 1);
     expected.set(from.subarray(0, length), i * 4 * CHUNK);
@@ -66,9 +66,9 @@ test('wants nothing that is short, or alone in its turn', async () => {
   const writer = new Writer();
   await wanted(writer);
   await nextTurn();
-  expect(writer.wants(CHUNK)).toBe(false);
-  expect(writer.wants(CHUNK - 512)).toBe(false);
-  expect(writer.wants(CHUNK)).toBe(true);
+  expect(writer.wants(0, CHUNK)).toBe(false);
+  expect(writer.wants(0, CHUNK - 512)).toBe(false);
+  expect(writer.wants(0, CHUNK)).toBe(true);
 });
 
 test('wants no more than it has places for, and nothing while a disk makes it wait', async () => {
@@ -78,12 +78,15 @@ test('wants no more than it has places for, and nothing while a disk makes it wa
   const from = new Uint8Array(CHUNK);
   await wanted(writer);
   const waits = [write(writer, fd, from, 0, CHUNK, 0)];
-  expect(writer.wants(CHUNK)).toBe(true);
+  expect(writer.wants(fd, CHUNK)).toBe(true);
+  expect(writer.wants(fd + 1, CHUNK)).toBe(false);
+  expect(writer.isStuck).toBe(false);
   clock.pass(21);
-  expect(writer.wants(CHUNK)).toBe(false);
+  expect(writer.isStuck).toBe(true);
+  expect(writer.wants(fd, CHUNK)).toBe(false);
   for (let i = 1; i < 32; i++) waits.push(write(writer, fd, from, 0, CHUNK, 0));
   clock.pass(-21);
-  expect(writer.wants(CHUNK)).toBe(false);
+  expect(writer.wants(fd, CHUNK)).toBe(false);
   expect(new Set(await Promise.all(waits))).toEqual(new Set([true]));
 });
 
@@ -116,6 +119,23 @@ describe('a device', () => {
     const sync = vi.spyOn(fs, 'fdatasync');
     await file.flush();
     expect(sync).toHaveBeenCalledOnce();
+  });
+
+  test('that hangs on the thread has its further writes, short ones too, wait elsewhere', async () => {
+    vi.spyOn(fs.promises, 'statfs').mockResolvedValue({ type: 0xef53 } as never);
+    const file = await device();
+    let tell = (_written: boolean) => {};
+    vi.spyOn(ofThisThread, 'wants').mockImplementation((_fd, length) => length >= CHUNK);
+    vi.spyOn(ofThisThread, 'write').mockImplementation((_fd, _from, _start, _length, _at, then) => (tell = then));
+    const first = file.write(bytes(0), new Uint8Array(CHUNK), 0, CHUNK);
+    vi.spyOn(ofThisThread, 'isStuck', 'get').mockReturnValue(true);
+    const here = vi.spyOn(fs, 'writeSync');
+    await file.write(bytes(CHUNK), new Uint8Array(4096), 0, 4096);
+    expect(here).not.toHaveBeenCalled();
+    tell(true);
+    await first;
+    file.write(bytes(CHUNK), new Uint8Array(4096), 0, 4096);
+    expect(here).toHaveBeenCalledOnce();
   });
 
   test('makes a write that the thread could not make, and says why it failed', async () => {

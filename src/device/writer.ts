@@ -63,6 +63,8 @@ export class Writer {
   #told = 0;
   /** When a write last ended, or was submitted to a writer that had none. */
   #progress = 0;
+  /** Of the writes under way. */
+  #fd = -1;
   /** Somebody asked in this turn of the event loop. */
   #asked = false;
 
@@ -70,8 +72,13 @@ export class Writer {
     this.#clock = clock;
   }
 
-  /** A write of `length` bytes is better made by the thread: `write` is to be called, before anything else is asked. */
-  wants(length: number): boolean {
+  /** Nothing has come back for a while: who writes to the same file waits as well. */
+  get isStuck(): boolean {
+    return this.#submitted > this.#told && this.#clock.now() - this.#progress > STUCK_MS;
+  }
+
+  /** A write of `length` bytes to `fd` is better made by the thread: `write` is to be called, before anything else is asked. */
+  wants(fd: number, length: number): boolean {
     if (length < SHORT) return false;
     const underWay = this.#submitted - this.#told;
     if (underWay === 0 && !this.#asked) {
@@ -80,7 +87,8 @@ export class Writer {
       setImmediate(this.#turn);
       return false;
     }
-    if (underWay > 0 && (underWay === MOST || this.#clock.now() - this.#progress > STUCK_MS)) return false;
+    // Nobody is to wait behind another disk's writes.
+    if (underWay > 0 && (underWay === MOST || fd !== this.#fd || this.isStuck)) return false;
     if (!this.#worker) this.#start();
     return this.#runs;
   }
@@ -104,6 +112,7 @@ export class Writer {
     this.#tells[index] = tell;
     if (this.#submitted === this.#told) {
       this.#worker!.ref();
+      this.#fd = fd;
       this.#progress = this.#clock.now();
     }
     this.#submitted++;

@@ -175,6 +175,11 @@ export class PersistentStore implements ExceptionStore {
     await this.#invalidated;
   }
 
+  async ended(): Promise<void> {
+    await this.#running;
+    await this.#invalidated;
+  }
+
   usage(): Usage {
     const { chunkSize, entries } = this.layout;
     // As if every settled exception were committed, which the kernel does at once.
@@ -303,9 +308,7 @@ export class PersistentStore implements ExceptionStore {
    * whoever opens it next makes it anew. Only then is the list emptied, and the header written last.
    */
   async reset(): Promise<void> {
-    // A batch, or a header that says invalid, may still be on its way to the disk.
-    await this.#running;
-    await this.#invalidated;
+    await this.ended();
     await this.#cow.write(bytes(0), new Uint8Array(SECTOR), 0, SECTOR);
     await this.#cow.flush();
     await this.#create();

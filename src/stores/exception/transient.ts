@@ -58,6 +58,8 @@ export class TransientStore implements ExceptionStore {
     this.valid = false;
   }
 
+  async ended(): Promise<void> {}
+
   usage(): Usage {
     const allocated = sector(this.#next * this.layout.chunkSize);
     return { allocated, total: toSectors(this.#cow.size), metadata: sector(0) };

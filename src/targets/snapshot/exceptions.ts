@@ -310,6 +310,8 @@ export class Exceptions {
   async close(): Promise<void> {
     await this.drain().catch(() => {});
     this.#background.close();
+    // A batch goes on when the store becomes invalid: not on a device that somebody else may have by then.
+    await this.store.ended();
   }
 
   /**

@@ -42,7 +42,7 @@ async function snapshot() {
 }
 
 /** Until the thread takes part. */
-const started = () => vi.waitUntil(() => writer.wants(1 << 16) || writer.wants(1 << 16));
+const started = () => vi.waitUntil(() => writer.wants(0, 1 << 16) || writer.wants(0, 1 << 16));
 
 test('the rest of each chunk is what the origin has, also after the snapshot was closed', async () => {
   const { snap, again } = await snapshot();
