@@ -340,6 +340,25 @@ export class MappedDevice extends IoPath {
   }
 }
 
+/** The claim of a table of `user` on another mapped device. */
+export function claimMapped(device: MappedDevice, mode: Mode, user: MappedDevice): Lease {
+  device.addUser(user, mode);
+  let claimed = mode;
+  return {
+    device,
+    get mode() {
+      return claimed;
+    },
+    async upgrade() {
+      if (claimed === 'rw') return;
+      device.addUser(user, 'rw');
+      claimed = 'rw';
+      await device.dropUser(user, 'r');
+    },
+    release: () => device.dropUser(user, claimed),
+  };
+}
+
 const interrupted = (attempted: string) =>
   new DmError('INTERRUPTED', 'EINTR', `Cannot ${attempted}: interrupted before it was done`);
 

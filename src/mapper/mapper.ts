@@ -10,7 +10,6 @@ import type { TargetType } from '../targets/target.ts';
 import type {
   Control,
   CreateOptions,
-  Dependency,
   DeviceInfo,
   DeviceRef,
   Geometry,
@@ -22,13 +21,15 @@ import type {
   TargetVersion,
 } from './control.ts';
 import { byName, type Claims, DeviceIndex, MINORS } from './device-index.ts';
+import { infoOf } from './device-info.ts';
 import { type DeviceOpener, Devices, type Lease } from './devices.ts';
-import { type DeviceSource, type InterruptibleOptions, MappedDevice } from './mapped-device.ts';
+import { claimMapped, type DeviceSource, type InterruptibleOptions, MappedDevice } from './mapped-device.ts';
 import { badMessage, splitMessage, targetMessage } from './message.ts';
 import { targetTypes } from './registry.ts';
 import { isVolatile, restore } from './restore.ts';
 import { type SavedDevice, savedOf } from './saved-device.ts';
 import type { Table } from './table.ts';
+import { destroyAll, suspendAll } from './together.ts';
 
 const MAJORS = 4096;
 
@@ -332,6 +333,8 @@ export class Mapper implements Control {
     for (const name of names) {
       const device = this.device({ name });
       if (device.watched) return `${name} is in use`;
+      // Its last suspend may have left something that it could not write.
+      if (device.suspended) return `${name} is suspended`;
       if (isVolatile(savedOf(device), this.#source.types)) return `what ${name} holds is in memory only`;
     }
   }
@@ -343,20 +346,11 @@ export class Mapper implements Control {
   async leave(names: readonly string[], signal?: AbortSignal): Promise<void> {
     const devices = names.map((name) => this.device({ name }));
     await this.#silently(names, async () => {
-      const suspended: MappedDevice[] = [];
-      try {
-        for (const device of topDown(devices)) {
-          if (device.suspended) continue;
-          suspended.push(device);
-          await device.suspend({ signal });
-        }
-      } catch (error) {
-        for (const device of suspended.reverse()) if (device.suspended) await device.resume();
-        throw error;
-      }
+      await suspendAll(devices, signal);
       for (const device of devices) this.#index.hide(device);
       // What there was to write is durable, so that it does not matter how they close.
-      await this.#destroy(devices, false);
+      await destroyAll(devices, { flush: false });
+      for (const device of devices) this.#index.freeMinorOf(device);
     });
   }
 
@@ -378,26 +372,9 @@ export class Mapper implements Control {
     this.#quiet = true;
     const devices = this.#index.all();
     for (const device of devices) this.#index.hide(device);
-    const failures = await this.#destroy(devices, true);
+    const failures = await destroyAll(devices, { flush: true });
+    for (const device of devices) this.#index.freeMinorOf(device);
     if (failures.length > 0) throw failures[0];
-  }
-
-  /** Upper ones first. Resolves with what has failed. */
-  async #destroy(devices: readonly MappedDevice[], flush: boolean): Promise<unknown[]> {
-    const failures: unknown[] = [];
-    for (const device of devices) {
-      device.deleting = true;
-      device.wake();
-      device.abandon();
-    }
-    for (const device of topDown(devices)) {
-      await device.destroy({ flush }).catch((error) => {
-        // A flush that a suspended device below holds back; what lies below was flushed when that was suspended.
-        if (!(error instanceof DmError && error.errno === 'ESHUTDOWN')) failures.push(error);
-      });
-      this.#index.freeMinorOf(device);
-    }
-    return failures;
   }
 
   /** The other half of `create`: what has no table then is removed again, unless another table has it by now. */
@@ -443,41 +420,13 @@ export class Mapper implements Control {
     return this.#devices.lease(key as string, 'r');
   }
 
+  #info(device: MappedDevice, options?: InactiveOption): DeviceInfo {
+    return infoOf(device, this.major, options);
+  }
+
   #table(ref: DeviceRef, { inactive = false }: InactiveOption = {}): Table | undefined {
     const device = this.device(ref);
     return inactive ? device.inactiveTable : device.liveTable;
-  }
-
-  #info(device: MappedDevice, { inactive = false }: InactiveOption = {}): DeviceInfo {
-    const table = inactive ? device.inactiveTable : device.liveTable;
-    return {
-      name: device.storedName,
-      uuid: device.uuid,
-      major: this.major,
-      minor: device.minor,
-      size: device.size,
-      suspended: device.suspended,
-      readOnly: table?.readOnly ?? false,
-      live: device.liveTable !== undefined,
-      inactive: device.inactiveTable !== undefined,
-      targetCount: table?.targetCount ?? 0,
-      openCount: device.openCount,
-      eventNumber: device.eventNumber,
-      deferredRemove: device.deferredRemove,
-      readAhead: device.loaded ? device.readAhead : undefined,
-      deps: (table?.devices ?? []).map((below) => this.#dependency(below.device)).reverse(),
-      usedBy: [...device.users].sort(byName).map((user) => user.storedName),
-      note: device.note ?? device.liveTable?.note,
-    };
-  }
-
-  #dependency(below: BlockDevice): Dependency {
-    if (below instanceof MappedDevice)
-      return { major: this.major, minor: below.minor, mapped: below.storedName, name: `dm-${below.minor}` };
-    const number = /^(\d+):(\d+)$/.exec(below.name);
-    if (!number) return { major: 0, minor: 0, name: below.name };
-    const name = below.path?.replace(/^\/dev\//, '') ?? below.name;
-    return { major: Number(number[1]), minor: Number(number[2]), name };
   }
 
   /** The name is free from here on; the number when everything has been closed. */
@@ -548,34 +497,4 @@ export class Mapper implements Control {
       ? `first remove what lies above: ${users.join(' ')}`
       : 'close its connections, or use remove --deferred';
   }
-}
-
-/** Each after those whose tables name it. A generator, as the users go while they are closed. */
-function* topDown(devices: readonly MappedDevice[]): Generator<MappedDevice> {
-  const left = new Set(devices);
-  while (left.size > 0) {
-    const top = [...left].filter((device) => ![...device.users].some((user) => left.has(user)));
-    for (const device of top) {
-      yield device;
-      left.delete(device);
-    }
-  }
-}
-
-function claimMapped(device: MappedDevice, mode: Mode, user: MappedDevice): Lease {
-  device.addUser(user, mode);
-  let claimed = mode;
-  return {
-    device,
-    get mode() {
-      return claimed;
-    },
-    async upgrade() {
-      if (claimed === 'rw') return;
-      device.addUser(user, 'rw');
-      claimed = 'rw';
-      await device.dropUser(user, 'r');
-    },
-    release: () => device.dropUser(user, claimed),
-  };
 }
