@@ -3,8 +3,8 @@
  *
  *     tally.js REPORT STATUS        STATUS: how vitest itself ended
  *
- * A skipped test counts as failed, and so does what no test counts: a missing report, no tests at all, a file that
- * could not be loaded, a bad end.
+ * Names on stderr the tests that did not pass. A skipped test counts as failed, and so does what no test counts: a missing
+ * report, no tests at all, a file that could not be loaded, a bad end.
  */
 import { readFileSync } from 'node:fs';
 
@@ -18,7 +18,7 @@ try {
 const { numPassedTests: passed = 0, numTotalTests: total = 0, testResults = [] } = report;
 for (const { assertionResults } of testResults)
   for (const { status, fullName } of assertionResults)
-    if (status !== 'passed' && status !== 'failed') console.error(`skipped: ${fullName}`);
+    if (status !== 'passed') console.error(`${status === 'failed' ? 'failed' : 'skipped'}: ${fullName}`);
 const failed = total - passed;
 const wrong = status !== '0' || total === 0;
 console.log(`${passed} ${failed === 0 && wrong ? 1 : failed}`);
