@@ -7,6 +7,8 @@
 
 const store = 'src/stores/exception/persistent.ts';
 const exceptions = 'src/targets/snapshot/exceptions.ts';
+const image = 'src/targets/snapshot/image-io.ts';
+const protection = 'src/targets/snapshot/protection.ts';
 const origins = 'src/targets/snapshot/origins.ts';
 const buffer = 'src/targets/snapshot/origin-buffer.ts';
 const batch = 'src/targets/snapshot/copy-batch.ts';
@@ -101,14 +103,14 @@ const guards = [
   },
   {
     guard: 'an origin write waits for the invalid header',
-    file: exceptions,
-    find: 'if (!this.store.valid) return this.#marked ? this.#reads.on(Math.floor(at / size), last) : this.#becomeInvalid();',
-    replace: 'if (!this.store.valid) return undefined;',
+    file: protection,
+    find: 'if (!store.valid) return exceptions.marked ? this.#reads.on(first, last) : exceptions.becomeInvalid();',
+    replace: 'if (!store.valid) return undefined;',
   },
   {
     guard: 'an origin write waits until its copies are durable',
-    file: exceptions,
-    find: 'if (newChunk >= this.store.durableBelow && newChunk > upTo) upTo = newChunk;',
+    file: protection,
+    find: 'if (newChunk >= store.durableBelow && newChunk > upTo) upTo = newChunk;',
     replace: '',
   },
   {
@@ -119,7 +121,7 @@ const guards = [
   },
   {
     guard: 'an origin write waits for copies under way',
-    file: exceptions,
+    file: protection,
     find: '} else if (wait) old++;',
     replace: '} else if (wait) {\n        old++;\n        wait = undefined;\n      }',
   },
@@ -161,9 +163,9 @@ const guards = [
   },
   {
     guard: 'a batch copies no chunk that somebody else copies',
-    file: exceptions,
-    find: 'this.store.lookup(old) < 0 && !this.#copies.of(old);',
-    replace: 'this.store.lookup(old) < 0;',
+    file: protection,
+    find: 'store.lookup(old) < 0 && !this.#copies.has(old);',
+    replace: 'store.lookup(old) < 0;',
   },
   {
     guard: 'a batch copies nothing for a snapshot that goes or is handed over',
@@ -277,8 +279,8 @@ const guards = [
   {
     guard: 'a flush covers writes that completed during the commit',
     file: exceptions,
-    find: "      throw this.#invalidError('flush');\n    }\n    await this.cow.flush();",
-    replace: "      throw this.#invalidError('flush');\n    }",
+    find: "      throw this.invalidError('flush');\n    }\n    await this.cow.flush();",
+    replace: "      throw this.invalidError('flush');\n    }",
   },
   {
     guard: 'a flush covers what another thread has written',
@@ -289,7 +291,7 @@ const guards = [
   },
   {
     guard: 'writers of a chunk wait for its copy',
-    file: exceptions,
+    file: image,
     find: 'const before = this.#copies.of(old) ?? (',
     replace: 'const before = undefined ?? (',
   },

@@ -31,6 +31,11 @@ export class Copies {
     this.#threshold = Math.max(1, Math.min(THRESHOLD, Math.floor(THRESHOLD_BYTES / chunkBytes)));
   }
 
+  /** The data of old chunk `old` is under way. */
+  has(old: number): boolean {
+    return this.#pending.has(old);
+  }
+
   /** Resolves when the data of old chunk `old` has arrived or failed. */
   of(old: number): Promise<void> | undefined {
     return this.#pending.get(old)?.catch(() => {});

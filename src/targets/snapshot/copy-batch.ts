@@ -71,7 +71,7 @@ async function copyAlike(
       if (seen.has(old) || old * size >= end) continue;
       // A snapshot of which only a part of the chunk is its own gets a copy when that part is written.
       const first = Math.max(at, old * size);
-      if (!alike.some((snapshot) => first < snapshot.size && snapshot.exceptions.needsCopy(old))) continue;
+      if (!alike.some((snapshot) => first < snapshot.size && snapshot.exceptions.protection.needsCopy(old))) continue;
       seen.add(old);
       chunks.push(old);
       if (chunks.length < most) continue;
@@ -117,8 +117,8 @@ class Piece {
   copy(): Maybe {
     const size = this.#size;
     // All are allocated before anything is waited for: from here on everybody else finds them under way.
-    const claims = this.#snapshots.map(({ exceptions, size: end }) =>
-      this.#chunks.map((old) => (old * size < end && exceptions.needsCopy(old) ? exceptions.claim(old) : -1)),
+    const claims = this.#snapshots.map(({ exceptions: { protection }, size: end }) =>
+      this.#chunks.map((old) => (old * size < end && protection.needsCopy(old) ? protection.claim(old) : -1)),
     );
     if (claims.every((list) => list.every((newChunk) => newChunk < 0))) return this.#ended();
     let read: Maybe;
@@ -167,7 +167,7 @@ class Piece {
       (i) => this.#chunks[i] === this.#chunks[i - 1] + 1 && follows(claims, i),
       (first, count) => {
         if (claims[first] < 0) return;
-        const settled = exceptions.copied(this.#chunks[first], claims[first], count, wait);
+        const settled = exceptions.protection.copied(this.#chunks[first], claims[first], count, wait);
         if (settled) waits.push(settled);
       },
     );

@@ -50,7 +50,7 @@ class SnapshotMerge extends SnapshotTable implements Target {
 
   read(at: Bytes, into: Uint8Array, start: number, length: number): Maybe {
     const from = bytes(at + this.shift);
-    return (this.#mapped ?? this.origin.device).read(from, into, start, length);
+    return (this.#mapped?.io ?? this.origin.device).read(from, into, start, length);
   }
 
   write(at: Bytes, from: Uint8Array, start: number, length: number): Maybe {
@@ -83,7 +83,7 @@ class SnapshotMerge extends SnapshotTable implements Target {
 
   extents(at: Bytes, length: number): Maybe<Extent[]> {
     const from = bytes(at + this.shift);
-    return (this.#mapped ?? this.origin.device).extents(from, length);
+    return (this.#mapped?.io ?? this.origin.device).extents(from, length);
   }
 
   override presuspend(): void {

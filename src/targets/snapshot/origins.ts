@@ -172,7 +172,7 @@ export class Origin {
     for (let i = 0; i < members.length; i++) {
       const member = members[i];
       if (!copies(member) || at >= member.size) continue;
-      if (!member.exceptions.isProtected(at, Math.min(length, member.size - at))) return false;
+      if (!member.exceptions.protection.isProtected(at, Math.min(length, member.size - at))) return false;
     }
     return true;
   }
@@ -181,7 +181,7 @@ export class Origin {
     let waits: Promise<void>[] | undefined;
     for (const member of this.#members) {
       if (!copies(member) || at >= member.size) continue;
-      const wait = member.exceptions.protect(at, Math.min(length, member.size - at));
+      const wait = member.exceptions.protection.protect(at, Math.min(length, member.size - at));
       if (wait) (waits ??= []).push(wait);
     }
     return waits && (waits.length === 1 ? waits[0] : every(waits));

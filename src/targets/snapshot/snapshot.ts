@@ -18,24 +18,24 @@ class Snapshot extends SnapshotTable implements Target {
   readonly merging = false;
 
   read(at: Bytes, into: Uint8Array, start: number, length: number): Maybe {
-    return this.live().read(at + this.shift, into, start, length);
+    return this.live().io.read(at + this.shift, into, start, length);
   }
 
   write(at: Bytes, from: Uint8Array, start: number, length: number): Maybe {
-    return this.live().write(at + this.shift, from, start, length);
+    return this.live().io.write(at + this.shift, from, start, length);
   }
 
   writeZeroes(at: Bytes, length: number, mayUnmap: boolean): Maybe {
-    return this.live().writeZeroes(at + this.shift, length, mayUnmap);
+    return this.live().io.writeZeroes(at + this.shift, length, mayUnmap);
   }
 
   discard(at: Bytes, length: number): Maybe {
-    const exceptions = this.live();
-    if (!this.features.passDown) return exceptions.discard(at + this.shift, length);
+    const { io } = this.live();
+    if (!this.features.passDown) return io.discard(at + this.shift, length);
     const parts = new Parts();
     for (const operation of ['discard', 'passDown'] as const) {
       try {
-        parts.add(exceptions[operation](at + this.shift, length));
+        parts.add(io[operation](at + this.shift, length));
       } catch (error) {
         parts.fail(error);
       }
@@ -51,13 +51,13 @@ class Snapshot extends SnapshotTable implements Target {
   }
 
   extents(at: Bytes, length: number): Maybe<Extent[]> {
-    return this.live().extents(at + this.shift, length);
+    return this.live().io.extents(at + this.shift, length);
   }
 
   changed(at: Bytes, length: number): Maybe<ChangedExtent[]> {
-    const exceptions = this.live();
-    if (this.origin.isDrained) return exceptions.changed(at + this.shift, length);
-    return this.origin.drain().then(() => exceptions.changed(at + this.shift, length));
+    const { io } = this.live();
+    if (this.origin.isDrained) return io.changed(at + this.shift, length);
+    return this.origin.drain().then(() => io.changed(at + this.shift, length));
   }
 
   async revert(): Promise<void> {

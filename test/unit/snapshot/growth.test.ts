@@ -1,5 +1,6 @@
 /** A COW device that is made larger when it is full, before the snapshot overflows. */
-import { describe, expect, test } from 'vitest';
+import { describe, expect, onTestFinished, test, vi } from 'vitest';
+import { OriginBuffer } from '../../../src/targets/snapshot/origin-buffer.ts';
 import { areaOf, headerOf, MAGIC, old, originData, rigWith, snapshotData } from '../../support/rig.ts';
 
 const EIO = { errno: 'EIO' };
@@ -99,6 +100,39 @@ describe.each([false, true])('a COW device of chunks of one sector (answers late
     rig.resize(cow, 6);
     await expect(rig.write('snap', 5, snapshotData(5, 1))).rejects.toMatchObject(EIO);
     expect([await rig.status('snap'), asked]).toEqual(['Invalid', []]);
+  });
+
+  describe.each([0, 16])('where asking for room throws (pages of an origin buffer: %s)', (pages) => {
+    async function throwing(W: number) {
+      OriginBuffer.pages = pages;
+      onTestFinished(() => void (OriginBuffer.pages = 0));
+      const found = await stand('P', W, 0);
+      const grow = vi.fn();
+      found.rig.enlarge = () => {
+        grow();
+        throw new Error('no answer');
+      };
+      return { ...found, grow };
+    }
+
+    test('an origin write goes on, and costs the snapshot', async () => {
+      const { rig, grow } = await throwing(8);
+      await rig.write('origin', 0, originData(0, 16));
+      await rig.flush('origin');
+      expect(grow).toHaveBeenCalled();
+      expect(await rig.status('snap')).toBe('Invalid');
+      expect(await rig.read('origin', 0, 17)).toEqual(Buffer.concat([originData(0, 16), old(16, 1)]));
+    });
+
+    test('after all there is some, the exception that fills an area has its place', async () => {
+      const { rig, cow, grow } = await throwing(34);
+      grow.mockImplementation(() => rig.resize(cow, 40));
+      await rig.write('origin', 0, originData(0, 32));
+      await rig.flush('origin');
+      expect(await rig.status('snap')).toBe('35/40 3');
+      expect(areaOf(rig, cow, 1)).toHaveLength(32);
+      expect(await rig.read('snap', 0, 33)).toEqual(old(0, 33));
+    });
   });
 
   test('an origin write that finds a snapshot full beside one that grows costs the one only', async () => {
