@@ -206,8 +206,8 @@ const guards = [
   {
     guard: 'and what has left it while the disk was read',
     file: buffer,
-    find: '    if (epoch !== this.#epoch) return this.read(at, into, start, length);\n',
-    replace: '    void epoch;\n',
+    find: 'return wait.then(() => here.overlay(at, into, start, length));',
+    replace: 'return wait.then(() => (here, this.#overlay(at, into, start, length)));',
   },
   {
     guard: 'an origin write over what is in memory comes behind it',

@@ -2,7 +2,7 @@ import { ChunkMap, MAX_CHUNK } from '../../lib/chunk-map.ts';
 import { SECTOR } from '../../units.ts';
 
 /** Bytes of a page, and its sectors: a bit each in its mask. */
-const PAGE = 4096;
+export const PAGE = 4096;
 const WHOLE = 0xff;
 
 /** Bytes of the disk from `at` on, and where in `data` they are. */
@@ -124,11 +124,12 @@ export class DirtyPages {
       if (mask & 1) into.set(this.#data.subarray(data + done, data + done + SECTOR), start + done);
   }
 
-  /** The dirty bytes, neighbours joined up to `most`. */
-  runs(most: number): DirtyRun[] {
+  /** The dirty bytes, of the pages that the range touches, neighbours joined up to `most`. */
+  runs(most: number, from = 0, length = Infinity): DirtyRun[] {
     const runs: DirtyRun[] = [];
     for (let place = 0; place < this.count; place++) {
       const at = this.#numbers[place] * PAGE;
+      if (at + PAGE <= from || at >= from + length) continue;
       const mask = this.#masks[place];
       if (mask === WHOLE) this.#join(runs, at, PAGE, place * PAGE, most);
       else

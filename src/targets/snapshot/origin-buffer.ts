@@ -20,7 +20,7 @@ import type { BlockDevice, Maybe } from '../../device/block-device.ts';
 import { every } from '../../lib/parts.ts';
 import { bytes } from '../../units.ts';
 import type { Range } from './copy-batch.ts';
-import { DirtyPages, type DirtyRun } from './dirty-pages.ts';
+import { DirtyPages, type DirtyRun, PAGE } from './dirty-pages.ts';
 
 /** Larger writes are not worth a copy in memory: they wait for their copies. */
 const WRITE_MAX = 256 * 1024;
@@ -51,8 +51,6 @@ export class OriginBuffer {
   #limit = OriginBuffer.pages;
   #active = new DirtyPages(OriginBuffer.pages);
   #draining = new DirtyPages(OriginBuffer.pages);
-  /** Rises whenever something is forgotten. */
-  #epoch = 0;
   #running: Promise<void> | undefined;
   /** The drain after that one. */
   #next: Promise<void> | undefined;
@@ -101,26 +99,19 @@ export class OriginBuffer {
 
   /** Reads the origin, and over it what is here. */
   read(at: number, into: Uint8Array, start: number, length: number): Maybe {
-    if (this.#active.covers(at, length)) return this.#active.overlay(at, into, start, length);
-    if (!this.overlaps(at, length)) return this.#origin.read(bytes(at), into, start, length);
-    const epoch = this.#epoch;
+    if (this.#active.covers(at, length) || this.#draining.covers(at, length))
+      return this.#overlay(at, into, start, length);
     const wait = this.#origin.read(bytes(at), into, start, length);
-    if (wait) return this.#overlayAfter(wait, epoch, at, into, start, length);
-    this.#overlay(at, into, start, length);
+    if (!this.overlaps(at, length)) return wait;
+    if (!wait) return this.#overlay(at, into, start, length);
+    // As it is now: before the origin has been read, it may have gone there, and others may have come.
+    const here = this.#copy(at, length);
+    return wait.then(() => here.overlay(at, into, start, length));
   }
 
-  async #overlayAfter(
-    wait: Promise<void>,
-    epoch: number,
-    at: number,
-    into: Uint8Array,
-    start: number,
-    length: number,
-  ): Promise<void> {
-    await wait;
-    // What was here may have gone to the origin after it was read there.
-    if (epoch !== this.#epoch) return this.read(at, into, start, length);
-    this.#overlay(at, into, start, length);
+  #copy(at: number, length: number): DirtyPages {
+    const runs = [...this.#draining.runs(RUN, at, length), ...this.#active.runs(RUN, at, length)];
+    return gathered(runs, Math.min(this.#draining.count + this.#active.count, Math.ceil(length / PAGE) + 1));
   }
 
   #overlay(at: number, into: Uint8Array, start: number, length: number): void {
@@ -225,7 +216,7 @@ export class OriginBuffer {
       // Nothing may be left that a later drain would take for newer than what comes now.
       failed = { runs, error };
     }
-    this.#forget(pages);
+    pages.clear();
     this.#failed = failed !== undefined;
     // What was left is larger than a half may be.
     if (again) this.#draining = new DirtyPages(OriginBuffer.pages);
@@ -240,10 +231,8 @@ export class OriginBuffer {
 
   /** All that is here now goes together the next time, so that the newest of each sector is what is written. */
   #keep({ runs, error }: Failed): unknown {
-    const pages = new DirtyPages(2 * OriginBuffer.pages);
-    for (const { at, length, from, data } of [...runs, ...this.#active.runs(RUN)]) pages.put(at, data, from, length);
-    this.#draining = pages;
-    this.#forget(this.#active);
+    this.#draining = gathered([...runs, ...this.#active.runs(RUN)], 2 * OriginBuffer.pages);
+    this.#active.clear();
     return error;
   }
 
@@ -274,12 +263,14 @@ export class OriginBuffer {
     return failed;
   }
 
-  #forget(pages: DirtyPages): void {
-    pages.clear();
-    this.#epoch++;
-  }
-
   #release(): void {
     for (const go of this.#waiting.splice(0)) go();
   }
+}
+
+/** The same bytes in memory of their own, of up to `most` pages; later runs lie over earlier ones. */
+function gathered(runs: readonly DirtyRun[], most: number): DirtyPages {
+  const pages = new DirtyPages(most);
+  for (const { at, length, from, data } of runs) pages.put(at, data, from, length);
+  return pages;
 }

@@ -84,14 +84,25 @@ export class Origin {
     // A merge reads and writes the origin by itself: nothing is held back from it.
     if (this.#members.some(isMerge)) return this.write(at, from, start, length);
     if (buffer.put(at, from, start, length)) return;
-    const room = buffer.room(length) ?? (behind ? buffer.drained() : undefined);
+    const room = buffer.room(length);
     if (room) return room.then(() => this.writeBehind(at, from, start, length));
+    if (behind) return this.#behind(() => this.write(at, from, start, length));
     return this.write(at, from, start, length);
   }
 
   writeZeroesBehind(at: Bytes, length: number, mayUnmap: boolean): Maybe {
     if (this.#buffer.empty || !this.#buffer.overlaps(at, length)) return this.writeZeroes(at, length, mayUnmap);
-    return this.#buffer.drained().then(() => this.writeZeroesBehind(at, length, mayUnmap));
+    return this.#behind(() => this.writeZeroes(at, length, mayUnmap));
+  }
+
+  /** A write that comes behind what is in memory. Nothing is added there meanwhile: who always did so could hold it up for ever. */
+  async #behind(write: () => Maybe): Promise<void> {
+    await this.#buffer.close();
+    try {
+      await write();
+    } finally {
+      this.#buffer.reopen();
+    }
   }
 
   flush(): Maybe {

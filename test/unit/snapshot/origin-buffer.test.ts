@@ -3,7 +3,17 @@ import { afterEach, beforeEach, describe, expect, onTestFinished, test, vi } fro
 import { MemoryDevice } from '../../../src/device/memory.ts';
 import { OriginBuffer } from '../../../src/targets/snapshot/origin-buffer.ts';
 import { bytes } from '../../../src/units.ts';
-import { areaOf, old, originData, type RigOptions, rigWith, snapshotData, turns, watch } from '../../support/rig.ts';
+import {
+  areaOf,
+  old,
+  originData,
+  type Rig,
+  type RigOptions,
+  rigWith,
+  snapshotData,
+  turns,
+  watch,
+} from '../../support/rig.ts';
 
 const EIO = { errno: 'EIO' };
 
@@ -93,6 +103,50 @@ describe('a first write', () => {
     rig.log.length = 0;
     await rig.write('origin', 80, originData(80, 8));
     expect(rig.log).toContain('1:0 W 80+8');
+  });
+});
+
+describe('beside somebody who always writes there', () => {
+  /** Writes `count` times a turn apart, whoever else waits. */
+  async function busy(rig: Rig, count: number): Promise<Promise<void>[]> {
+    const writes: Promise<void>[] = [];
+    for (let i = 0; i < count; i++) {
+      writes.push(rig.write('origin', 80, originData(80, 8)));
+      await turns(1);
+    }
+    return writes;
+  }
+
+  test('a read asks the disk once', async () => {
+    const { rig, origin } = await rigWith({ C: 8 });
+    await rig.write('origin', 80, originData(80, 1));
+    origin.hold = (operation, _sector, count) => operation === 'read' && count === 16;
+    const reading = rig.read('origin', 80, 16);
+    await origin.held(1);
+    await rig.write('origin', 81, originData(81, 1));
+    await rig.flush('origin');
+    await rig.write('origin', 82, originData(82, 1));
+    origin.go(0);
+    await turns();
+    const again = origin.waiting;
+    origin.go();
+    expect((await reading).subarray(0, 512)).toEqual(originData(80, 1));
+    expect(again).toBe(0);
+  });
+
+  test.each([
+    ['zeroes', (rig: Rig) => rig.writeZeroes('origin', 84, 8), 'Z 84+8'],
+    ['large writes', (rig: Rig) => rig.write('origin', 80, originData(80, 1024)), 'W 80+1024'],
+  ])('%s wait for one batch', async (_what, write, entry) => {
+    OriginBuffer.enough = 1;
+    const { rig, origin } = await rigWith({ C: 8, W: 4096 });
+    origin.later = true;
+    await rig.write('origin', 80, originData(80, 8));
+    const writing = write(rig);
+    const writes = await busy(rig, 100);
+    expect(origin.log).toContain(entry);
+    await Promise.all([writing, ...writes]);
+    expect(await rig.read('snap', 80, 16)).toEqual(old(80, 16));
   });
 });
 
