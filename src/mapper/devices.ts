@@ -48,6 +48,14 @@ export class Devices {
     return this.#shared.has(identity);
   }
 
+  /** The name of a disk that is open still leads to it. */
+  async isFound(device: BlockDevice): Promise<boolean> {
+    for (const shared of this.#shared.values())
+      if (shared.device === device)
+        return (await this.#opener.identify(device.name).catch(() => undefined)) === shared.identity;
+    return false;
+  }
+
   async lease(identity: string, mode: Mode): Promise<Lease> {
     let shared = this.#shared.get(identity);
     if (!shared) {

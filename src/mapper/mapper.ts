@@ -314,44 +314,58 @@ export class Mapper implements Control {
   /**
    * Brings back what `save` told, of devices that share nothing with those that are there, without calling `onChange`. A
    * device whose table cannot be loaded is there without one, with a note that says why; `save` still tells that table, so
-   * that the next restart tries again.
+   * that the next restart tries again. `after`: what they come back from, in words.
    */
-  async restore(saved: readonly SavedDevice[]): Promise<void> {
+  async restore(saved: readonly SavedDevice[], after?: string): Promise<void> {
     await this.#silently(
       saved.map(({ name }) => name),
-      () => restore(saved, this, this.#index, this.#source),
+      () => restore(saved, this, this.#index, this.#source, after),
     );
   }
 
   /**
-   * Why these devices, which share nothing with others, cannot go on in another mapper, in words; undefined if they can: what
-   * `save` tells must be all there is to them.
+   * Why these devices cannot go on in another mapper, in words; undefined if they can: they share nothing with those that would
+   * stay, what `save` tells is all there is to them, and their disks can be opened again.
    */
-  bound(names: readonly string[]): string | undefined {
-    for (const { storedName, inactiveTable } of this.#index.all())
-      if (inactiveTable) return `${storedName} has a table that is not live yet`;
-    for (const name of names) {
-      const device = this.device({ name });
-      if (device.watched) return `${name} is in use`;
+  async bound(names: readonly string[]): Promise<string | undefined> {
+    const leaving = new Set(names.map((name) => this.device({ name })));
+    const below = new Set<BlockDevice>(leaving);
+    for (const device of leaving) {
+      const { storedName, watched, suspended, liveTable } = device;
+      if (watched) return `${storedName} is in use`;
       // Its last suspend may have left something that it could not write.
-      if (device.suspended) return `${name} is suspended`;
-      if (isVolatile(savedOf(device), this.#source.types)) return `what ${name} holds is in memory only`;
+      if (suspended) return `${storedName} is suspended`;
+      if (isVolatile(savedOf(device), this.#source.types)) return `what ${storedName} holds is in memory only`;
+      for (const lease of liveTable?.devices ?? []) below.add(lease.device);
     }
+    for (const device of this.#index.all()) {
+      const { storedName, inactiveTable, liveTable } = device;
+      if (inactiveTable) return `${storedName} has a table that is not live yet`;
+      if (leaving.has(device)) continue;
+      if (below.has(device) || liveTable?.devices.some((lease) => below.has(lease.device)))
+        return `${storedName} has a disk in common with them`;
+    }
+    for (const disk of below)
+      if (!(disk instanceof MappedDevice) && !(await this.#devices.isFound(disk)))
+        return `${disk.name} could not be opened again: it was deleted, or another has its name`;
   }
 
   /**
-   * Lets go of devices that are to go on in another mapper, from what `save` told of them before. For devices that are not
-   * `bound`. Rejects with what could not be flushed, or when `signal` fires before it was, and they stay.
+   * Lets go of devices that are to go on in another mapper, and resolves with what `save` would tell of them. For devices that
+   * are not `bound`. Rejects with what could not be flushed, or when `signal` fires before it was, and they stay.
    */
-  async leave(names: readonly string[], signal?: AbortSignal): Promise<void> {
+  async leave(names: readonly string[], signal?: AbortSignal): Promise<SavedDevice[]> {
     const devices = names.map((name) => this.device({ name }));
+    let left: SavedDevice[] = [];
     await this.#silently(names, async () => {
       await suspendAll(devices, signal);
+      left = devices.map((device) => ({ ...savedOf(device), suspended: false }));
       for (const device of devices) this.#index.hide(device);
       // What there was to write is durable, so that it does not matter how they close.
       await destroyAll(devices, { flush: false });
       for (const device of devices) this.#index.freeMinorOf(device);
     });
+    return left;
   }
 
   async #silently(names: readonly string[], work: () => Promise<void>): Promise<void> {

@@ -14,11 +14,12 @@ export async function restore(
   mapper: Control,
   index: DeviceIndex,
   { major, types }: DeviceSource,
+  after = 'a restart',
 ): Promise<void> {
   for (const { name, uuid, minor, readAhead, readAheadMinimum } of saved)
     await mapper.create(name, { uuid, minor, readAhead, readAheadMinimum });
   const ordered = inLoadOrder(saved, major, (device) => writtenBy(device, types).length > 0);
-  for (const device of ordered) await restoreTable(device, index, types);
+  for (const device of ordered) await restoreTable(device, index, types, after);
   // Upper ones first, and none before all are loaded: what is above reads from what is below.
   for (const { name, suspended } of ordered.reverse())
     if (suspended) await index.get({ name }).suspend({ noflush: true, nolockfs: true });
@@ -26,7 +27,7 @@ export async function restore(
     if (deferredRemove && index.named(name)) await mapper.remove({ name }, { deferred: true });
 }
 
-async function restoreTable(saved: SavedDevice, index: DeviceIndex, types: Types): Promise<void> {
+async function restoreTable(saved: SavedDevice, index: DeviceIndex, types: Types, after: string): Promise<void> {
   const device = index.get({ name: saved.name });
   device.eventNumber = saved.eventNumber;
   device.note = saved.note;
@@ -41,7 +42,7 @@ async function restoreTable(saved: SavedDevice, index: DeviceIndex, types: Types
       await device.clear();
       device.lostTable = saved.table;
       device.lostReadOnly = saved.readOnly;
-      device.note = `table not loaded after a restart: ${(error as Error).message}`;
+      device.note = `table not loaded after ${after}: ${(error as Error).message}`;
     }
   device.geometry = saved.geometry;
 }

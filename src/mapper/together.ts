@@ -11,7 +11,7 @@ export async function suspendAll(devices: readonly MappedDevice[], signal?: Abor
       await device.suspend({ signal });
     }
   } catch (error) {
-    for (const device of suspended.reverse()) if (device.suspended) await device.resume();
+    for (const device of suspended.reverse()) if (device.suspended) await device.resume().catch(() => {});
     throw error;
   }
 }

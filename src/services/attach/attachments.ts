@@ -43,6 +43,8 @@ export interface AttachmentsOptions {
   /** Different in every run of the daemon. */
   daemon: string;
   info(device: DeviceRef): Promise<DeviceInfo>;
+  /** The name that it has now; undefined without such a device. Asks nobody who may be at work. */
+  nameOf(device: DeviceRef): string | undefined;
   log?(line: string): void;
 }
 
@@ -58,7 +60,7 @@ export class Attachments implements AttachControl {
   }
 
   async attachments(): Promise<Attachment[]> {
-    return Promise.all(this.#records.map((record) => this.#describe(record)));
+    return this.#records.map((record) => this.#describe(record));
   }
 
   attach(name: string): Promise<Attachment> {
@@ -115,13 +117,10 @@ export class Attachments implements AttachControl {
     return left;
   }
 
-  async #describe(record: AttachmentRecord): Promise<Attachment> {
+  #describe(record: AttachmentRecord): Attachment {
     const { major, minor, path, way, readOnly } = record;
     // A device that was renamed keeps its number.
-    const name = await this.#options.info({ major, minor }).then(
-      (info) => info.name,
-      () => record.name,
-    );
+    const name = this.#options.nameOf({ major, minor }) ?? record.name;
     return { name, path, way, readOnly, alive: this.#isAlive(record) };
   }
 

@@ -11,7 +11,6 @@
 import { randomUUID } from 'node:crypto';
 import { readFileSync } from 'node:fs';
 import { setTimeout as delay } from 'node:timers/promises';
-import { sharePool } from '../../device/thread-share.ts';
 import { DmError } from '../../errors.ts';
 import type { DeviceInfo, DeviceRef, LoadOptions, TargetSpec } from '../../mapper/control.ts';
 import { type Assembly, assemble } from '../assembly.ts';
@@ -26,6 +25,7 @@ import { startEngine, startThread, type Thread } from '../engine/start-engine.ts
 import { EventLog } from '../events/event-log.ts';
 import type { ForkOptions, Volume } from '../fork/fork-control.ts';
 import { NbdServer } from '../nbd/server.ts';
+import { shareAmong } from '../nbd/serving.ts';
 import { tlsDirectory } from '../nbd/tls.ts';
 import { CALLS, type CallName } from './calls.ts';
 import { ControlServer, type Handler, type Handlers, stops } from './control-server.ts';
@@ -69,7 +69,6 @@ export class Daemon {
   /** Of the engine on this thread. */
   readonly #local: Assembly;
   readonly #attachments: Attachments;
-  readonly #exports: EngineExports;
   readonly #nbd: NbdServer;
   readonly #control: ControlServer;
   readonly #running = new Set<Promise<unknown>>();
@@ -78,6 +77,8 @@ export class Daemon {
   /** Those who wait for events. */
   #watchers = 0;
   #fault: string | undefined;
+  /** The devices are being closed: what is told of them is no longer what a restart must find. */
+  #sealed = false;
   #ending: Promise<void> | undefined;
   #ended = () => {};
 
@@ -128,10 +129,7 @@ export class Daemon {
     });
     const calls: PeerHandlers = {
       ...engineCalls(this.#local),
-      share: ([threads]) => {
-        sharePool(threads);
-        this.#nbd.share(threads);
-      },
+      share: ([threads]) => shareAmong(threads, this.#nbd),
     };
     this.#engines = new Engines({
       major,
@@ -140,11 +138,11 @@ export class Daemon {
       local: {
         call: async <T>(call: string, args: readonly unknown[], signal = NEVER) =>
           (await calls[call](args as readonly never[], signal)) as T,
-        state: () => this.#local.forks.state(),
+        state: async () => this.#local.forks.state(),
       },
       start: (number, part) =>
         startEngine(
-          thread({ major, nbdSocket: socket }),
+          thread({ major, nbdSocket: socket, version: options.version }),
           {
             claims: this.#registry.claimsOf(number),
             emit: events.emit,
@@ -160,10 +158,11 @@ export class Daemon {
       nbdSocket: socket,
       daemon: randomUUID(),
       info: (device) => this.#engines.call<DeviceInfo>(device, 'info', [device]),
+      nameOf: (device) => this.#registry.find(device)?.storedName,
       log: options.log,
     });
-    this.#exports = new EngineExports(this.#engines, new MapperExports(this.#local.mapper));
-    this.#nbd = new NbdServer(this.#exports, {
+    const exports = new EngineExports(this.#engines, this.#registry, new MapperExports(this.#local.mapper));
+    this.#nbd = new NbdServer(exports, {
       log: options.log,
       tls: options.tlsCertificates === undefined ? undefined : tlsDirectory(options.tlsCertificates),
     });
@@ -217,6 +216,7 @@ export class Daemon {
     const nbdStopped = attempt('NBD', this.#nbd.stop());
     await Promise.race([nbdStopped, delay(PATIENCE_MS, undefined, { ref: false })]);
     await attempt('state', this.#save());
+    this.#sealed = true;
     await attempt('devices', this.#engines.close());
     await nbdStopped;
     await attempt('control socket', unlinkSocket(controlSocket(run)));
@@ -232,6 +232,7 @@ export class Daemon {
   }
 
   async #saveNow(): Promise<void> {
+    if (this.#sealed) throw stops();
     try {
       await this.#file.save(() => this.#state());
       this.#fault = undefined;
@@ -297,14 +298,14 @@ export class Daemon {
       list: (args) => engines.list('list', args),
       removeAll: (args) => engines.each('removeAll', args),
       // Nothing is begun that a crash would lose.
-      create: async (args) => {
+      create: async (args, signal) => {
         await this.#file.probe(() => this.#state());
         const [name, { table = [], load } = {}] = args as [string, { table?: TargetSpec[]; load?: LoadOptions }?];
-        return engines.load(name, table, load?.directory, 'create', args);
+        return engines.load(name, table, load?.directory, 'create', args, signal);
       },
-      load: (args) => {
+      load: (args, signal) => {
         const [device, table, options] = args as [DeviceRef, TargetSpec[], LoadOptions?];
-        return engines.load(device, table, options?.directory, 'load', args);
+        return engines.load(device, table, options?.directory, 'load', args, signal);
       },
       resume: async (args, signal) => {
         const device = args[0] as DeviceRef;
@@ -313,9 +314,9 @@ export class Daemon {
         return engines.call(device, 'resume', args, signal);
       },
       remove: (args) => this.#naming(args[0] as DeviceRef, engines.call(args[0] as DeviceRef, 'remove', args)),
-      fork: (args) => {
+      fork: (args, signal) => {
         const [image, name, options] = args as [string, string, ForkOptions?];
-        return engines.fork(image, name, options ?? {}, args);
+        return engines.fork(image, name, options ?? {}, args, signal);
       },
       volumes: () => this.#volumes(),
       diff: ofFork('diff'),
@@ -406,8 +407,7 @@ export class Daemon {
   async #usersOf(name: string, instead = ''): Promise<string | undefined> {
     const attachment = (await this.#attachments.attachments()).find((entry) => entry.name === name);
     if (attachment) return `it is attached as ${attachment.path}: dmkit detach ${name}`;
-    const minor = this.#registry.find({ name })?.minor ?? -1;
-    const connections = this.#exports.connectionsOf(minor);
+    const connections = this.#registry.find({ name })?.connections ?? 0;
     if (connections === 0) return undefined;
     return `it has ${connections} NBD connection${connections === 1 ? '' : 's'}: end the clients${instead}`;
   }

@@ -10,17 +10,18 @@ import type { ExportEntry, Exports, OpenExport, Served } from '../nbd/exports.ts
 import type { Session } from '../nbd/handshake.ts';
 import type { ExportFacts, HandedOver } from './engine-thread.ts';
 import type { Engines } from './engines.ts';
+import type { Registry } from './registry.ts';
 import { RemoteEngine } from './remote-engine.ts';
 
 export class EngineExports implements Exports {
   readonly #engines: Engines;
+  readonly #registry: Registry;
   readonly #local: MapperExports;
-  /** By minor: a device may get another name. */
-  readonly #connections = new Map<number, number>();
 
   /** `local`: the exports of the engine on this thread. */
-  constructor(engines: Engines, local: MapperExports) {
+  constructor(engines: Engines, registry: Registry, local: MapperExports) {
     this.#engines = engines;
+    this.#registry = registry;
     this.#local = local;
   }
 
@@ -33,36 +34,24 @@ export class EngineExports implements Exports {
   open(name: string): Promise<OpenExport> {
     return this.#engines.during(async () => {
       const engine = this.#engines.of({ name });
-      const [open, minor] =
-        engine instanceof RemoteEngine ? await openRemote(engine, name) : await this.#openLocal(name);
-      this.#connections.set(minor, this.connectionsOf(minor) + 1);
+      const placed = this.#registry.find({ name });
+      const open = engine instanceof RemoteEngine ? await openRemote(engine, name) : await this.#local.open(name);
+      if (placed) placed.connections++;
       return {
         ...open,
         close: () => {
-          const left = this.connectionsOf(minor) - 1;
-          if (left > 0) this.#connections.set(minor, left);
-          else this.#connections.delete(minor);
+          if (placed) placed.connections--;
           return open.close();
         },
       };
     });
   }
-
-  /** NBD connections that have the device open. */
-  connectionsOf(minor: number): number {
-    return this.#connections.get(minor) ?? 0;
-  }
-
-  async #openLocal(name: string): Promise<[OpenExport, number]> {
-    const open = await this.#local.open(name);
-    return [open, open.device.minor];
-  }
 }
 
-async function openRemote(engine: RemoteEngine, name: string): Promise<[OpenExport, number]> {
+async function openRemote(engine: RemoteEngine, name: string): Promise<OpenExport> {
   const facts = await engine.call<ExportFacts>('openExport', [name]);
-  const { number, minor, readOnly, description, hasOrigin } = facts;
-  const open: OpenExport = {
+  const { number, readOnly, description, hasOrigin } = facts;
+  return {
     device: new Elsewhere(name, facts),
     readOnly,
     description,
@@ -70,7 +59,6 @@ async function openRemote(engine: RemoteEngine, name: string): Promise<[OpenExpo
     close: () => engine.call('closeExport', [number]),
     serve: (stream, session, rest, log) => handOver(engine, number, stream, session, rest, log),
   };
-  return [open, minor];
 }
 
 /** The engine gets a descriptor of its own for the socket; this one is closed, and what was received with it goes along. */

@@ -1,6 +1,5 @@
 /** The other side of a `RemoteEngine`: an assembly, and the connections to its devices. */
 import type { MessagePort } from 'node:worker_threads';
-import { sharePool } from '../../device/thread-share.ts';
 import { assemble } from '../assembly.ts';
 import { nbdUri } from '../daemon/directories.ts';
 import { MapperExports } from '../daemon/mapper-exports.ts';
@@ -8,7 +7,7 @@ import type { DeviceEvent } from '../events/event.ts';
 import type { OpenExport, Served } from '../nbd/exports.ts';
 import type { Session } from '../nbd/handshake.ts';
 import { LIMITS } from '../nbd/limits.ts';
-import { Serving } from '../nbd/serving.ts';
+import { Serving, shareAmong } from '../nbd/serving.ts';
 import { engineCalls } from './engine.ts';
 import { Peer } from './peer.ts';
 import type { EngineStart } from './remote-engine.ts';
@@ -17,7 +16,6 @@ import type { EngineStart } from './remote-engine.ts';
 export interface ExportFacts {
   /** The opener's; to be closed. */
   number: number;
-  minor: number;
   size: number;
   blockSize: number;
   canDiscard: boolean;
@@ -38,14 +36,14 @@ export interface HandedOver {
 /** Begins to answer on `port`. */
 export function runEngine(port: MessagePort, { major, nbdSocket }: EngineStart): Peer {
   let watchers = 0;
-  const state = () => forks.state();
   const assembly = assemble({
     major,
     claims: {
       add: (...args) => peer.call('add', args),
       rename: (...args) => peer.call('rename', args),
       setUuid: (...args) => peer.call('setUuid', args),
-      hide: (...args) => peer.tell('hide', args),
+      // With the records as they are now: why it goes is in them.
+      hide: (minor) => peer.tell('hide', [minor, forks.state()]),
       free: (...args) => peer.tell('free', args),
     },
     events: {
@@ -56,8 +54,8 @@ export function runEngine(port: MessagePort, { major, nbdSocket }: EngineStart):
       events: () => Promise.reject<{ events: DeviceEvent[]; next: number; lost: boolean }>(new Error('not kept here')),
     },
     // A failure is told by who saves.
-    changed: async () => peer.call<void>('save', [await state()]).catch(() => {}),
-    save: async () => peer.call('save', [await state()]),
+    changed: () => peer.call<void>('save', [forks.state()]).catch(() => {}),
+    save: () => peer.call('save', [forks.state()]),
     uri: (name) => nbdUri(nbdSocket, name),
     users: (name) => peer.call('users', [name]),
     log: (line) => peer.tell('log', [line]),
@@ -71,17 +69,16 @@ export function runEngine(port: MessagePort, { major, nbdSocket }: EngineStart):
 
   const calls = engineCalls(assembly);
   const told = async (work: unknown) => {
-    await work;
-    await peer.call('save', [await state()]).catch(() => {});
+    const result = await work;
+    await peer.call('save', [forks.state()]).catch(() => {});
+    return result;
   };
   const peer: Peer = new Peer(port, {
     ...calls,
     leave: (args, signal) => told(calls.leave(args, signal)),
     join: (args, signal) => told(calls.join(args, signal)),
-    share: ([threads]) => {
-      sharePool(threads);
-      serving.share(threads);
-    },
+    recover: (args, signal) => told(calls.recover(args, signal)),
+    share: ([threads]) => shareAmong(threads, serving),
     /** So many wait for events, or have just ceased to. */
     watched: ([count]) => {
       watchers = count;
@@ -92,8 +89,8 @@ export function runEngine(port: MessagePort, { major, nbdSocket }: EngineStart):
       const { device, readOnly, description, changed } = open;
       const number = ++opened;
       opens.set(number, open);
-      const { minor, size, blockSize, canDiscard } = device;
-      return { number, minor, size, blockSize, canDiscard, readOnly, description, hasOrigin: changed !== undefined };
+      const { size, blockSize, canDiscard } = device;
+      return { number, size, blockSize, canDiscard, readOnly, description, hasOrigin: changed !== undefined };
     },
     closeExport: async ([number]) => {
       const open = opens.get(number)!;

@@ -41,7 +41,7 @@ export function engineCalls({ mapper, forks, monitor }: Assembly): PeerHandlers 
     mergeProgress: ([name, options], signal) => forks.mergeProgress(name, options, signal),
 
     /** Brings back what there was before a restart. */
-    restore: ([part]) => forks.join(part),
+    restore: ([part]) => forks.restore(part),
     /** Goes on with what the restart cut short. Resolves with what is to be logged. */
     recover: async ([devices]: readonly [SavedDevice[]] | readonly never[]) => {
       const lines = await forks.recover(devices);
@@ -59,14 +59,20 @@ export function engineCalls({ mapper, forks, monitor }: Assembly): PeerHandlers 
       return liveTable !== undefined || inactiveTable !== undefined || lostTable !== undefined || openCount > 0;
     },
     /** Why these devices and records cannot go to another engine. */
-    bound: ([names, uuids]) => mapper.bound(names) ?? forks.bound(uuids),
+    bound: async ([names, uuids]) => forks.bound(uuids) ?? (await mapper.bound(names)),
+    /** What a restart must find again, at this moment. */
+    state: () => forks.state(),
+    /** Resolves with what has left, as `state` told of it. */
     leave: async ([names, uuids], signal) => {
-      await forks.leave(names, uuids, signal);
+      const left = await forks.leave(names, uuids, signal);
       monitor.begin();
+      return left;
     },
+    /** Resolves with what could not be opened again, in words. */
     join: async ([state]) => {
-      await forks.join(state);
+      const lost = await forks.join(state);
       monitor.begin();
+      return lost;
     },
     mergeOf: ([name]) => forks.mergeOf(name),
     named: ([name]) => forks.named(name),

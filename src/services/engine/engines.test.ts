@@ -56,7 +56,7 @@ async function start(engines = 2): Promise<void> {
         if (expected.length > 0) for (const name of expected) if (!saved().includes(name)) missing.add(name);
         post(message);
       };
-      return { port: port1, end: async () => port1.close() };
+      return { port: port1, failed: new Promise(() => {}), end: async () => port1.close() };
     },
   });
   client = controlClient(controlSocket(path('run')));

@@ -9,12 +9,15 @@
  * module; its lock then refuses the second to open it.
  */
 import { DmError } from '../../errors.ts';
+import { type Clock, systemClock } from '../../lib/clock.ts';
 import { Lock } from '../../lib/lock.ts';
 import type { DeviceRef, TargetSpec } from '../../mapper/control.ts';
 import type { ForkOptions } from '../fork/fork-control.ts';
 import { cowPath, merging } from '../fork/forks.ts';
 import type { ForksState } from '../fork/records.ts';
 import type { DiskKeys, Engine } from './engine.ts';
+import { Gate } from './gate.ts';
+import { Moves, type Part } from './moves.ts';
 import { groupsOf, meet, type Named, namedBy, wordsOf } from './placement.ts';
 import type { Placed, Registry } from './registry.ts';
 
@@ -30,12 +33,15 @@ export interface EnginesOptions {
   local: Engine;
   /** At most so many beside it. */
   max: number;
-  /** Starts one more, with what it is to bring back. */
-  start(number: number, state: ForksState): StartedEngine;
+  /** Starts one more, with what it is to bring back. Resolves when it answers. */
+  start(number: number, state: ForksState): Promise<StartedEngine>;
+  clock?: Clock;
 }
 
 /** What a call that is under way may come to use. */
 interface Claim {
+  /** What it is to do, in words. */
+  attempted: string;
   /** The name of the device that it is about, or makes. */
   own: string;
   /** That device, if it is there. */
@@ -47,9 +53,6 @@ interface Claim {
   engine: number;
 }
 
-/** How long calls that run, or what is still to be flushed, may hold up devices that have to move. */
-const PATIENCE_MS = 2000;
-
 /** These wait for something to happen, so that nobody waits for them. */
 const LONG = new Set(['wait', 'mergeProgress']);
 
@@ -60,17 +63,17 @@ export class Engines {
   readonly #started: StartedEngine[] = [];
   readonly #placing = new Lock();
   readonly #claims = new Set<Claim>();
-  /** On their way from one engine to another. */
-  readonly #moving = new Set<ForksState>();
-  /** Settles when calls may go on, after something has moved. */
-  #closed: Promise<void> | undefined;
-  #running = 0;
-  #idle: (() => void) | undefined;
+  readonly #gate: Gate;
+  readonly #moves: Moves;
+  /** Those who make or merge a fork of that name, and how many they are. */
+  readonly #turns = new Map<string, { lock: Lock; count: number }>();
 
   constructor(options: EnginesOptions) {
     this.#options = options;
     this.#registry = options.registry;
     this.#engines = [options.local];
+    this.#gate = new Gate(options.clock ?? systemClock);
+    this.#moves = new Moves(options.registry);
   }
 
   get all(): readonly Engine[] {
@@ -82,27 +85,21 @@ export class Engines {
     return this.#started;
   }
 
-  /** The one that has the device; without such a device the first, which says so. */
+  /** The one that has the device; without such a device the first, which says so. Throws ENGINES_MOVING (EBUSY). */
   of(ref: DeviceRef): Engine {
-    return this.#engines[this.#registry.find(ref)?.engine ?? 0];
+    const placed = this.#registry.find(ref);
+    if (placed) this.#moves.check(placed);
+    return this.#engines[placed?.engine ?? 0];
   }
 
   /** A call about a device. */
   call<T>(ref: DeviceRef, call: string, args: readonly unknown[], signal?: AbortSignal): Promise<T> {
-    return this.during(() => this.of(ref).call<T>(call, args, signal), LONG.has(call));
+    return this.during(() => this.of(ref).call<T>(call, args, signal), signal, LONG.has(call));
   }
 
   /** While `work` runs nothing moves. It is asked for when nothing does. `long`: it may take any time, and is not waited for. */
-  async during<T>(work: () => Promise<T>, long = false): Promise<T> {
-    while (this.#closed) await this.#closed;
-    if (long) return work();
-    this.#running++;
-    try {
-      return await work();
-    } finally {
-      this.#running--;
-      if (this.#running === 0) this.#idle?.();
-    }
+  during<T>(work: () => Promise<T>, signal?: AbortSignal, long = false): Promise<T> {
+    return this.#gate.through(work, signal, long);
   }
 
   /** Of all engines, in ascending byte order of the name. */
@@ -113,46 +110,48 @@ export class Engines {
     return named.sort((a, b) => Buffer.compare(a.bytes, b.bytes)).map(({ entry }) => entry);
   }
 
+  /** Throws ENGINES_MOVING (EBUSY) while a device is on its way. */
   async each(call: string, args: readonly unknown[]): Promise<void> {
-    await this.during(() => Promise.all(this.#engines.map((engine) => engine.call(call, args))));
+    await this.during(async () => {
+      this.#moves.check();
+      await Promise.all(this.#engines.map((engine) => engine.call(call, args)));
+    });
   }
 
-  /**
-   * What a restart must find again. What moves, or is being brought back, is told as it was, until it has arrived with its
-   * tables: without them a restart would take a fork for one that was never finished. The registry knows names and removals
-   * before the engines tell of them.
-   */
-  async state(): Promise<ForksState> {
-    const between = [...this.#moving];
-    const states = await Promise.all(this.#engines.map((engine) => engine.state()));
-    const devices = between.flatMap((moving) => moving.devices);
-    const forks = between.flatMap((moving) => moving.forks);
-    const [minors, uuids] = [new Set(devices.map(({ minor }) => minor)), new Set(forks.map(({ uuid }) => uuid))];
-    for (const [engine, state] of states.entries()) {
-      for (const device of state.devices) {
-        const placed = this.#registry.placed(device.minor);
-        if (minors.has(device.minor) || placed?.engine !== engine || placed.deleting) continue;
-        devices.push({ ...device, name: placed.storedName });
-      }
-      forks.push(...state.forks.filter(({ uuid }) => !uuids.has(uuid)));
-    }
-    return { devices, forks };
+  /** What a restart must find again. */
+  state(): Promise<ForksState> {
+    return this.#moves.stateOf(this.#engines);
   }
 
   /** A call about a fork, which may be one that is being merged and has no device. */
   ofFork<T>(name: string, call: string, args: readonly unknown[], signal?: AbortSignal): Promise<T> {
-    const work = async () => (await this.#withFork(name)).call<T>(call, args, signal);
-    return this.during(work, LONG.has(call));
+    const work = () =>
+      this.during(async () => (await this.#withFork(name, call)).call<T>(call, args, signal), signal, LONG.has(call));
+    return call === 'merge' ? this.#inTurn(name, work, signal) : work();
   }
 
-  async #withFork(name: string): Promise<Engine> {
+  async #withFork(name: string, call: string): Promise<Engine> {
     if (this.#engines.length === 1) return this.#engines[0];
     const known = await this.#mergesOf(name);
     const running = known.indexOf('running');
     if (running >= 0) return this.#engines[running];
     const placed = this.#registry.find({ name });
-    if (placed) return this.#engines[placed.engine];
-    return this.#engines[Math.max(0, known.indexOf('finished'))];
+    const finished = known.indexOf('finished');
+    // Who has followed a merge hears of its end, though another fork has the name by now.
+    const isFollowed = call === 'mergeProgress' && finished >= 0 && known[placed?.engine ?? 0] === undefined;
+    return placed && !isFollowed ? this.of({ name }) : this.#engines[Math.max(0, finished)];
+  }
+
+  /** Makes and merges of forks of one name come one after the other, in whichever engines: they look for each other first. */
+  async #inTurn<T>(name: string, work: () => Promise<T>, signal?: AbortSignal): Promise<T> {
+    const turn = this.#turns.get(name) ?? { lock: new Lock(), count: 0 };
+    this.#turns.set(name, turn);
+    turn.count++;
+    try {
+      return await turn.lock.run(work, signal);
+    } finally {
+      if (--turn.count === 0) this.#turns.delete(name);
+    }
   }
 
   /** What each engine knows of a merge of a fork of that name. */
@@ -165,15 +164,14 @@ export class Engines {
     const [local, ...others] = await this.#divide(state);
     const parts = [local];
     for (const part of others)
-      if (this.#start(part)) parts.push(part);
+      if (await this.#start(part)) parts.push(part);
       else {
         local.devices.push(...part.devices);
         local.forks.push(...part.forks);
       }
-    // Until all is there again, what is saved is what was.
-    this.#moving.add(state);
-    await Promise.all(this.#engines.map((engine, number) => engine.call('restore', [parts[number]])));
-    this.#moving.delete(state);
+    await this.#moves.restoring(state, () =>
+      Promise.all(this.#engines.map((engine, number) => engine.call('restore', [parts[number]]))),
+    );
     const lines = this.#engines.map((engine, number) => engine.call<string[]>('recover', [parts[number].devices]));
     return (await Promise.all(lines)).flat();
   }
@@ -212,53 +210,70 @@ export class Engines {
     directory: string | undefined,
     call: string,
     args: readonly unknown[],
+    signal?: AbortSignal,
   ): Promise<T> {
-    const { max } = this.#options;
-    if (max === 0) return this.during(() => this.#engines[0].call(call, args));
-    const named = await namedBy(wordsOf(table), directory);
     const placed = typeof device === 'string' ? undefined : this.#registry.find(device);
-    const own = typeof device === 'string' ? device : (placed?.storedName ?? '');
-    return this.#place({ own, placed, ...named }, false, call, args);
+    const own = typeof device === 'string' ? device : placed?.storedName;
+    // Without such a device the first says so.
+    if (this.#options.max === 0 || own === undefined)
+      return this.during(() => this.#engines[0].call(call, args), signal);
+    const named = await namedBy(wordsOf(table), directory);
+    return this.#place({ attempted: `load the table of ${own}`, own, placed, ...named }, false, call, args, signal);
   }
 
   /** The call `fork`. */
-  async fork<T>(image: string, name: string, options: ForkOptions, args: readonly unknown[]): Promise<T> {
-    const { max } = this.#options;
-    if (max === 0) return this.during(() => this.#engines[0].call('fork', args));
-    // It keeps its name, and is found by it, on whichever thread.
-    const known = await this.during(() => this.#mergesOf(name));
-    if (known.includes('running')) throw merging(name, 'make');
-    const named = await namedByFork(image, name, options);
-    return this.#place({ own: name, placed: undefined, ...named }, true, 'fork', args);
+  fork<T>(
+    image: string,
+    name: string,
+    options: ForkOptions,
+    args: readonly unknown[],
+    signal?: AbortSignal,
+  ): Promise<T> {
+    if (this.#options.max === 0) return this.during(() => this.#engines[0].call('fork', args), signal);
+    const work = async () => {
+      // It keeps its name, and is found by it, on whichever thread.
+      const known = await this.during(() => this.#mergesOf(name), signal);
+      if (known.includes('running')) throw merging(name, 'make');
+      const named = await namedByFork(image, name, options);
+      const claim = { attempted: `fork ${image} as ${name}`, own: name, placed: undefined, ...named };
+      return this.#place<T>(claim, true, 'fork', args, signal);
+    };
+    return this.#inTurn(name, work, signal);
   }
 
   /** `isImage`: nothing but its own commands is expected to name it. */
   async #place<T>(
-    { own, placed, devices, disks }: Named & Pick<Claim, 'own' | 'placed'>,
+    { attempted, own, placed, devices, disks }: Named & Pick<Claim, 'attempted' | 'own' | 'placed'>,
     isImage: boolean,
     call: string,
     args: readonly unknown[],
+    signal?: AbortSignal,
   ): Promise<T> {
-    const claim: Claim = { own, placed, minors: new Set(), words: devices, disks, engine: 0 };
+    const claim: Claim = { attempted, own, placed, minors: new Set(), words: devices, disks, engine: 0 };
+    let done: Promise<T> | undefined;
     await this.#placing.run(async () => {
       // Nothing moves for a name that is taken.
       if (!placed) this.#registry.checkFree(own);
       const holders = await this.#holders(claim);
       const at = placed?.engine;
       if (holders.size > 1 || (holders.size === 1 && at !== undefined && !holders.has(at)))
-        await this.#alone(claim, () => this.#gather(claim));
+        await this.#gate.alone(
+          (soon) => this.#gather(claim, soon),
+          (why) => shared(claim, why),
+          signal,
+        );
       else if (holders.size === 1) [claim.engine] = holders;
       else claim.engine = at ?? (isImage ? this.#leastLoaded() : 0);
-      if (claim.engine === this.#engines.length && !this.#start({ devices: [], forks: [] })) claim.engine = 0;
+      if (claim.engine === this.#engines.length && !(await this.#start({ devices: [], forks: [] }))) claim.engine = 0;
       this.#claims.add(claim);
-      this.#running++;
-    });
+      done = this.#gate.inside(() => this.#engines[claim.engine].call<T>(call, args));
+      // Whoever waits for it handles it.
+      done.catch(() => {});
+    }, signal);
     try {
-      return await this.#engines[claim.engine].call<T>(call, args);
+      return await done!;
     } finally {
       this.#claims.delete(claim);
-      this.#running--;
-      if (this.#running === 0) this.#idle?.();
     }
   }
 
@@ -266,14 +281,17 @@ export class Engines {
   async #holders(claim: Claim): Promise<Set<number>> {
     const holders = new Set<number>();
     claim.minors.clear();
+    this.#moves.checkDisks(claim.disks);
     for (const word of claim.words) {
       const found = this.#registry.find(refOf(word));
       if (!found) continue;
+      this.#moves.check(found);
       claim.minors.add(found.minor);
       holders.add(found.engine);
     }
     const { placed } = claim;
     if (placed && !placed.deleting) {
+      this.#moves.check(placed);
       const ref = { name: placed.storedName };
       if (await this.#engines[placed.engine].call<boolean>('isBound', [ref]).catch(() => true))
         holders.add(placed.engine);
@@ -284,31 +302,13 @@ export class Engines {
     return holders;
   }
 
-  /** Runs `work` while no call runs. Throws ENGINES_SHARED (EBUSY) when those that do take too long. */
-  async #alone(claim: Claim, work: () => Promise<void>): Promise<void> {
-    let open = () => {};
-    this.#closed = new Promise((resolve) => (open = resolve));
-    try {
-      let timer: NodeJS.Timeout | undefined;
-      const late = new Promise<void>((resolve) => (timer = setTimeout(resolve, PATIENCE_MS)));
-      if (this.#running > 0) await Promise.race([new Promise<void>((resolve) => (this.#idle = resolve)), late]);
-      clearTimeout(timer);
-      this.#idle = undefined;
-      if (this.#running > 0) throw shared(claim, 'other calls take too long');
-      await work();
-    } finally {
-      this.#closed = undefined;
-      open();
-    }
-  }
-
   /** Brings everything that the claim names into one engine, which becomes the claim's: the first, if that is among them. */
-  async #gather(claim: Claim): Promise<void> {
+  async #gather(claim: Claim, soon: AbortSignal): Promise<void> {
     const holders = [...(await this.#holders(claim))].sort((a, b) => a - b);
     const engines = new Set([...holders, ...(claim.placed ? [claim.placed.engine] : [])]);
-    let why = 'what was there has gone';
+    let why = '';
     for (const to of holders.length > 0 ? holders : engines) {
-      const parts = new Map<number, ForksState>();
+      const parts = new Map<number, Part>();
       why = '';
       for (const from of engines) {
         if (from === to) continue;
@@ -317,53 +317,41 @@ export class Engines {
         if (typeof part !== 'string') parts.set(from, part);
       }
       if (why !== '') continue;
-      for (const [from, part] of parts)
-        await this.#move(part, from, to).catch((error: Error) => {
-          throw shared(claim, error.message);
+      for (const [from, part] of parts) {
+        if (soon.aborted) throw shared(claim, SLOW);
+        await this.#moves.move(part, this.#engines[from], this.#engines[to], to, soon).catch((error: DmError) => {
+          throw error.code === 'ENGINES_LOST' ? error : shared(claim, soon.aborted ? SLOW : error.message);
         });
+      }
       claim.engine = to;
       return;
     }
-    throw shared(claim, why);
+    // Else what was there has gone meanwhile.
+    if (why !== '') throw shared(claim, why);
   }
 
   /** What would have to leave the engine, or why it cannot. */
-  async #partOf(claim: Claim, from: number): Promise<ForksState | string> {
+  async #partOf(claim: Claim, from: number): Promise<Part | string> {
     const { major } = this.#options;
     const engine = this.#engines[from];
-    const part: ForksState = { devices: [], forks: [] };
+    const part: Part = { state: { devices: [], forks: [] }, disks: { identities: [], words: [] } };
     let held = await engine.call<boolean>('holds', [claim.disks]);
-    for (const { devices, forks, disks } of await groupsOf(await engine.state(), { major, look: false })) {
+    const state = await engine.call<ForksState>('state', []);
+    for (const { devices, forks, disks } of await groupsOf(state, { major, look: false })) {
       const isNamed = devices.some(({ minor }) => claim.minors.has(minor) || minor === claim.placed?.minor);
       const isMet = meet(disks, claim.disks);
       if (!isNamed && !isMet) continue;
       if (isMet) held = false;
-      part.devices.push(...devices);
-      part.forks.push(...forks);
+      part.state.devices.push(...devices);
+      part.state.forks.push(...forks);
+      part.disks.words.push(...disks.words);
     }
     if (held) return 'a disk is in use';
-    const names = part.devices.map(({ name }) => name);
-    const uuids = part.forks.map(({ uuid }) => uuid);
-    return (await engine.call<string | undefined>('bound', [names, uuids])) ?? part;
-  }
-
-  /** At every moment `state` tells of the devices: as they were, or as they are. */
-  async #move(part: ForksState, from: number, to: number): Promise<void> {
-    const placed = part.devices.map(({ name }) => this.#registry.find({ name })!);
-    const names = part.devices.map(({ name }) => name);
-    const uuids = part.forks.map(({ uuid }) => uuid);
-    this.#moving.add(part);
-    try {
-      // Of a disk that hangs nobody else need hear.
-      await this.#engines[from].call('leave', [names, uuids], AbortSignal.timeout(PATIENCE_MS));
-    } catch (error) {
-      this.#moving.delete(part);
-      throw error;
-    }
-    for (const device of placed) device.movesTo = to;
-    // Should that fail, the next restart finds them.
-    await this.#engines[to].call('join', [part]);
-    this.#moving.delete(part);
+    const names = part.state.devices.map(({ name }) => name);
+    const uuids = part.state.forks.map(({ uuid }) => uuid);
+    // What is gone by now need not be there.
+    const bound = engine.call<string | undefined>('bound', [names, uuids]).catch((error: Error) => error.message);
+    return (await bound) ?? part;
   }
 
   /** The number of the engine with the fewest devices, perhaps the next one to be started. */
@@ -380,16 +368,15 @@ export class Engines {
   }
 
   /** False: the system has no thread to give. */
-  #start(state: ForksState): boolean {
+  async #start(state: ForksState): Promise<boolean> {
     let engine: StartedEngine;
     try {
-      engine = this.#options.start(this.#engines.length, state);
+      engine = await this.#options.start(this.#engines.length, state);
     } catch {
       return false;
     }
     this.#engines.push(engine);
     this.#started.push(engine);
-    // Memory and the threads that wait for disks are the process's.
     for (const each of this.#engines) void each.call('share', [this.#engines.length]).catch(() => {});
     return true;
   }
@@ -419,11 +406,13 @@ function isShared(a: Claim, b: Claim): boolean {
   return meet(a.disks, b.disks);
 }
 
-const shared = ({ own, disks }: Claim, why: string) =>
+const SLOW = 'what has yet to be written there takes too long';
+
+const shared = ({ attempted }: Claim, why: string) =>
   new DmError(
     'ENGINES_SHARED',
     'EBUSY',
-    `Cannot load the table of ${own}: what it names (${disks.words.join(', ')}) is served on different threads, and ${why}`,
+    `Cannot ${attempted}: what it names is served on different threads, and ${why}`,
     {
       hint: 'end what uses it and repeat the command, or serve everything on one thread: dmkit down; DMKIT_ENGINES=0 dmkit up',
     },

@@ -1,16 +1,17 @@
 /** Which engine has which device: names, uuids and numbers are unique over all of them. */
 
-import type { DmError } from '../../errors.ts';
 import type { DeviceRef } from '../../mapper/control.ts';
 import { type Claims, DeviceIndex, type Indexed } from '../../mapper/device-index.ts';
-import { FORK_UUID, forkExists } from '../fork/forks.ts';
+import { nameTaken } from '../fork/forks.ts';
 
 /** A device as the daemon knows it before it asks the engine that has it. */
 export interface Placed extends Indexed {
   deleting: boolean;
   engine: number;
-  /** It leaves its engine for this one, which will claim it. */
+  /** It is on its way to this engine, which will claim it. Until it has arrived nobody calls it. */
   movesTo: number | undefined;
+  /** NBD connections that have it open. */
+  connections: number;
 }
 
 export class Registry {
@@ -35,13 +36,10 @@ export class Registry {
 
   /** Throws NAME_IN_USE (EBUSY) if a device has the name. */
   checkFree(name: string): void {
-    const placed = this.#index.find({ name });
-    if (!placed) return;
     try {
       this.#index.checkName(name);
     } catch (error) {
-      // Removed as a device, it would leave its COW file.
-      throw placed.uuid.startsWith(FORK_UUID) ? forkExists(error as DmError, name) : error;
+      throw nameTaken(error, name, this.#index.find({ name })?.uuid ?? '');
     }
   }
 
@@ -60,11 +58,10 @@ export class Registry {
         const moved = asked === undefined ? undefined : this.#all.get(asked);
         if (moved?.movesTo === engine && moved.storedName === name) {
           moved.engine = engine;
-          moved.movesTo = undefined;
           return moved.minor;
         }
         const minor = this.#index.freeMinor(asked);
-        this.#index.checkName(name);
+        this.checkFree(name);
         this.#index.checkUuid(uuid);
         const placed = {
           minor,
@@ -74,6 +71,7 @@ export class Registry {
           deleting: false,
           engine,
           movesTo: undefined,
+          connections: 0,
         };
         this.#index.add(placed);
         this.#all.set(minor, placed);

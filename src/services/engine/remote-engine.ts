@@ -20,6 +20,8 @@ export interface EngineHost {
 export interface EngineStart {
   major: number;
   nbdSocket: string;
+  /** Of the package: another one may have been installed since the daemon was started. */
+  version: string;
 }
 
 export class RemoteEngine implements Engine {
@@ -36,7 +38,10 @@ export class RemoteEngine implements Engine {
       add: ([name, uuid, minor]) => claims.add(name, uuid, minor),
       rename: ([minor, name]) => claims.rename(minor, name),
       setUuid: ([minor, uuid]) => claims.setUuid(minor, uuid),
-      hide: ([minor]) => claims.hide(minor),
+      hide: ([minor, told]) => {
+        this.#state = told;
+        claims.hide(minor);
+      },
       free: ([minor]) => claims.free(minor),
       emit: ([subject, body]: readonly [Subject, EventBody] | readonly never[]) => host.emit(subject, body),
       log: ([line]) => host.log(line),

@@ -394,7 +394,7 @@ describe('killed', () => {
     const killed = await killedAtSave({
       directory,
       begin: (save) => begin([], save),
-      state: () => forks.state(),
+      state: async () => forks.state(),
       before,
       work,
       count,

@@ -78,6 +78,7 @@ export class Forks implements ForkControl {
   readonly #uri: (name: string) => string | undefined;
   readonly #lock = new Lock();
   readonly #merges: Merges;
+  readonly #emit: Emit;
 
   constructor(options: ForksOptions) {
     const { mapper, records = [], save = async () => {}, uri = () => undefined, emit = () => {}, ...merging } = options;
@@ -85,11 +86,12 @@ export class Forks implements ForkControl {
     this.#images = new Images(mapper, records, save);
     this.autoextender = new Autoextender(this.#images, emit);
     this.#uri = uri;
+    this.#emit = emit;
     this.#merges = new Merges({ ...merging, emit, images: this.#images, lock: this.#lock });
   }
 
   /** To be kept over a restart. */
-  state(): Promise<ForksState> {
+  state(): ForksState {
     return this.#images.state();
   }
 
@@ -153,20 +155,38 @@ export class Forks implements ForkControl {
         return `${merging?.name ?? 'a fork'} is being ${merging ? 'merged' : 'dropped'}`;
   }
 
-  /** Lets go of devices and records that are to go on elsewhere, as the mapper's. */
-  leave(names: readonly string[], uuids: readonly string[], signal?: AbortSignal): Promise<void> {
+  /** Lets go of devices and records that are to go on elsewhere, and resolves with them. As the mapper's. */
+  leave(names: readonly string[], uuids: readonly string[], signal?: AbortSignal): Promise<ForksState> {
     return this.#lock.run(async () => {
-      await this.#mapper.leave(names, signal);
-      this.#images.records = this.#images.records.filter(({ uuid }) => !uuids.includes(uuid));
-    });
+      const why = this.bound(uuids);
+      if (why !== undefined) throw new DmError('DEVICE_OPEN', 'EBUSY', why);
+      const devices = await this.#mapper.leave(names, signal);
+      const forks = this.#images.records.filter(({ uuid }) => uuids.includes(uuid));
+      this.#images.records = this.#images.records.filter((record) => !forks.includes(record));
+      return { devices, forks };
+    }, signal);
   }
 
-  /** Takes in what has left elsewhere. */
-  join({ devices, forks }: ForksState): Promise<void> {
-    return this.#lock.run(async () => {
-      this.#images.records.push(...forks);
-      await this.#mapper.restore(devices);
-    });
+  /** What there was before a restart. */
+  restore({ devices, forks }: ForksState, after?: string): Promise<void> {
+    this.#images.records.push(...forks);
+    return this.#mapper.restore(devices, after);
+  }
+
+  /**
+   * Takes in what has left elsewhere. Not in turn with forks that come and go, which are of other images. Resolves with what
+   * could not be opened again, in words.
+   */
+  async join(state: ForksState): Promise<string[]> {
+    await this.restore(state, 'it moved to another thread');
+    const lost: string[] = [];
+    for (const saved of state.devices) {
+      const device = this.#mapper.device({ name: saved.name });
+      if (saved.note !== undefined || device.lostTable === undefined) continue;
+      lost.push(`${saved.name}: ${device.note}`);
+      this.#emit(device, { event: 'change' });
+    }
+    return lost;
   }
 
   /** What is known of a merge of a fork of that name. */
@@ -301,7 +321,8 @@ export class Forks implements ForkControl {
       await this.#mapper.create(name, { uuid });
     } catch (error) {
       this.#images.remove(record);
-      throw this.#nameTaken(error, name);
+      const known = this.#mapper.names().includes(name) ? this.#mapper.device({ name }).uuid : '';
+      throw nameTaken(error, name, known);
     }
     try {
       // What would not survive a restart is not begun.
@@ -415,25 +436,17 @@ export class Forks implements ForkControl {
     }
     return { ...ref, made: true };
   }
-
-  /** A fork that is removed as a device leaves its COW file. */
-  #nameTaken(error: unknown, name: string): unknown {
-    if (!(error instanceof DmError) || error.errno !== 'EBUSY' || !this.#mapper.names().includes(name)) return error;
-    const uuid = this.#mapper.device({ name }).uuid;
-    if (!this.#images.records.some((record) => record.uuid === uuid && record.role === 'fork')) return error;
-    return forkExists(error, name);
-  }
 }
 
 /** What uuids of forks begin with. */
 export const FORK_UUID = 'dmkit-fork-';
 
-/** The name is in use, by a fork. */
-export const forkExists = (cause: DmError, name: string) =>
-  new DmError(cause.code, cause.errno, cause.message, {
-    hint: `choose another name, or first: dmkit drop ${name}`,
-    cause,
-  });
+/** As `error`, with what to do where it is a fork that has the name: removed as a device, it would leave its COW file. */
+export function nameTaken(error: unknown, name: string, uuid: string): unknown {
+  if (!(error instanceof DmError) || error.code !== 'NAME_IN_USE' || !uuid.startsWith(FORK_UUID)) return error;
+  const hint = `choose another name, or first: dmkit drop ${name}`;
+  return new DmError(error.code, error.errno, error.message, { hint, cause: error });
+}
 
 /** The fork `name` is being merged. */
 export const merging = (name: string, attempted: string) =>

@@ -34,7 +34,7 @@ export class Images {
    * To be kept over a restart. An origin that is suspended only while a fork comes or goes is not kept as suspended:
    * nobody would resume it.
    */
-  async state(): Promise<ForksState> {
+  state(): ForksState {
     const devices: SavedDevice[] = [];
     for (const name of this.mapper.names()) {
       const device = this.mapper.device({ name });

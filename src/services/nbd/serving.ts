@@ -2,6 +2,7 @@
 import type { Duplex } from 'node:stream';
 import type { BlockDevice } from '../../device/block-device.ts';
 import { ByteAccess } from '../../device/byte-access.ts';
+import { sharePool } from '../../device/thread-share.ts';
 import type { Session } from './handshake.ts';
 import type { Limits } from './limits.ts';
 import { Memory } from './memory.ts';
@@ -10,6 +11,12 @@ import { Transmission } from './transmission.ts';
 
 /** What the connections of one thread may hold together, in bytes, however many threads there are. */
 const SHARE_MIN = 64 * 1024 * 1024;
+
+/** From now on memory and the threads that wait for disks, which are the process's, belong to so many threads with connections. */
+export function shareAmong(threads: number, serving: Pick<Serving, 'share'>): void {
+  sharePool(threads);
+  serving.share(threads);
+}
 
 export class Serving {
   readonly #limits: Limits;
