@@ -25,8 +25,10 @@ test('a part that failed at once fails the whole, when the others have ended', a
 
   let ended = false;
   const parts = new Parts();
-  parts.fail('at once');
-  parts.add(later().then(() => void (ended = true)));
+  parts.try(() => {
+    throw 'at once';
+  });
+  parts.try(() => later().then(() => void (ended = true)));
   await expect(parts.done()).rejects.toBe('at once');
   expect(ended).toBe(true);
 });

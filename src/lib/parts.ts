@@ -21,6 +21,15 @@ export class Parts {
     if (wait !== undefined) this.#waits.push(wait);
   }
 
+  /** Adds what `operation` returns, or fails with what it throws. */
+  try(operation: () => void | Promise<unknown>): void {
+    try {
+      this.add(operation());
+    } catch (error) {
+      this.fail(error);
+    }
+  }
+
   fail(error: unknown): void {
     this.#failed = true;
     this.#error = error;

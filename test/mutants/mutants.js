@@ -429,14 +429,14 @@ const guards = [
   {
     guard: 'a flush of a merging device reaches the origin',
     file: merge,
-    find: 'for (const device of [this.origin.device, this.cow]) {',
-    replace: 'for (const device of [this.cow]) {',
+    find: 'for (const device of [this.origin.device, this.cow])',
+    replace: 'for (const device of [this.cow])',
   },
   {
     guard: 'a flush of a merging device reaches the COW device',
     file: merge,
-    find: 'for (const device of [this.origin.device, this.cow]) {',
-    replace: 'for (const device of [this.origin.device]) {',
+    find: 'for (const device of [this.origin.device, this.cow])',
+    replace: 'for (const device of [this.origin.device])',
   },
   {
     guard: 'a merge takes over only what is durable',

@@ -147,7 +147,7 @@ class Piece {
       (first, count) => {
         const at = this.#chunks[first] * this.#size;
         const length = Math.min(count * this.#size, this.#end - at);
-        add(parts, () => this.#origin.read(bytes(at), this.#buffer, first * this.#size, length));
+        parts.try(() => this.#origin.read(bytes(at), this.#buffer, first * this.#size, length));
       },
     );
     return parts.done();
@@ -184,7 +184,7 @@ class Piece {
         if (claims[first] < 0) return;
         const short = Math.max(0, (this.#chunks[first + count - 1] + 1) * size - this.#end);
         const at = bytes(claims[first] * size);
-        add(parts, () => cow.write(at, this.#buffer, first * size, count * size - short));
+        parts.try(() => cow.write(at, this.#buffer, first * size, count * size - short));
       },
     );
     return parts.done();
@@ -203,11 +203,3 @@ class Piece {
 
 /** On the COW device, claim `i` lies right behind the one before it. */
 const follows = (claims: readonly number[], i: number) => claims[i - 1] >= 0 && claims[i] === claims[i - 1] + 1;
-
-function add(parts: Parts, operation: () => Maybe): void {
-  try {
-    parts.add(operation());
-  } catch (error) {
-    parts.fail(error);
-  }
-}

@@ -71,13 +71,7 @@ class SnapshotMerge extends SnapshotTable implements Target {
   flush(): Maybe {
     if (!this.#mapped) return this.origin.device.flush();
     const parts = new Parts();
-    for (const device of [this.origin.device, this.cow]) {
-      try {
-        parts.add(device.flush());
-      } catch (error) {
-        parts.fail(error);
-      }
-    }
+    for (const device of [this.origin.device, this.cow]) parts.try(() => device.flush());
     return parts.done();
   }
 
