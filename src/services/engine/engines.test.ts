@@ -1,5 +1,5 @@
 /** A daemon with engines; their threads are this one, joined by message ports. */
-import { mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { mkdirSync, mkdtempSync, readFileSync, renameSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { MessageChannel } from 'node:worker_threads';
@@ -25,6 +25,11 @@ let missing: Set<string>;
 let expected: string[];
 /** The system has none. */
 let noThreads: boolean;
+/** They end before they answer. */
+let failing: boolean;
+/** Told of every call to an engine beside the first, before it is sent, with a way to answer for that engine. */
+let onCall: (call: string, tell: (call: string, args: unknown[]) => void) => void;
+let log: string[];
 
 const path = (...names: string[]) => join(directory, ...names);
 
@@ -42,17 +47,20 @@ async function start(engines = 2): Promise<void> {
     run: path('run'),
     state: path('state'),
     version: '0',
-    log: () => {},
+    log: (text) => log.push(text),
     engines,
     thread(begin) {
       if (noThreads) throw new Error('no threads');
       const { port1, port2 } = new MessageChannel();
+      if (failing) return { port: port1, failed: Promise.reject(new Error('no module')), end: async () => port1.close() };
       runEngine(port2, begin);
+      const tell = (call: string, args: unknown[]) => port2.postMessage({ kind: 'call', id: 1e9, call, args });
       const calls: string[] = [];
       sent.push(calls);
       const post = port1.postMessage.bind(port1);
       port1.postMessage = (message: { call?: string; args?: { name?: string }[] }) => {
         if (message.call) calls.push(`${message.call} ${message.args?.[0]?.name ?? message.args?.[0] ?? ''}`);
+        if (message.call) onCall(message.call, tell);
         if (expected.length > 0) for (const name of expected) if (!saved().includes(name)) missing.add(name);
         post(message);
       };
@@ -73,6 +81,9 @@ beforeEach(async () => {
   missing = new Set();
   expected = [];
   noThreads = false;
+  failing = false;
+  onCall = () => {};
+  log = [];
   await start();
 });
 
@@ -177,6 +188,38 @@ test('without threads to be had everything is on the first', async () => {
   await stop();
   await start();
   expect([await read('x'), await read('fa')]).toEqual([2, 1]);
+});
+
+test('when a thread cannot begin, what should have been there is on the first', async () => {
+  await client.fork(image('a.img', 1), 'fa');
+  failing = true;
+  await client.fork(image('b.img', 2), 'fb');
+  expect(await read('fb')).toBe(2);
+  expect(log).toContainEqual(expect.stringContaining('no module'));
+  await stop();
+  await start();
+  expect(await client.daemon()).toMatchObject({ threads: 1 });
+  expect([await read('fa'), await read('fb')]).toEqual([1, 2]);
+});
+
+test('what is told while the devices are being closed is not saved', async () => {
+  await client.fork(image('a.img', 1), 'fa');
+  await client.fork(image('b.img', 2), 'fb');
+  onCall = (call, tell) => {
+    if (call === 'close') tell('save', [{ devices: [], forks: [] }]);
+  };
+  await stop();
+  expect(saved().sort()).toEqual(['a', 'b', 'fa', 'fb']);
+});
+
+test('who follows a merge hears of its end, though a fork of another image has the name by then', async () => {
+  await client.fork(image('a.img', 1), 'fa');
+  await client.fork(image('b.img', 2), 'fb');
+  let progress = await client.merge('fb');
+  while (progress.state === 'merging') progress = await client.mergeProgress('fb', { since: progress.version });
+  await client.fork(path('a.img'), 'fb');
+  expect(await client.mergeProgress('fb')).toMatchObject({ state: 'done', image: path('b.img') });
+  await expect(client.mergeProgress('fa')).rejects.toMatchObject({ code: 'NOT_MERGING' });
 });
 
 describe('names and numbers', () => {
@@ -334,6 +377,41 @@ describe('a table', () => {
     // The other can go there.
     await client.create('x', { table: [line('fb 0'), line('fa 0', SECTORS)] });
     expect(await read('transient')).toBe(8);
+  });
+
+  test('does not move what could not be opened again', async () => {
+    await write('fb', 6);
+    rmSync(path('fb.cow'));
+    await client.create('x', { table: [line('fb 0'), line('fa 0', SECTORS)] });
+    // The other has moved.
+    expect([await read('x'), await read('x', SIZE)]).toEqual([6, 1]);
+    expect(calls(0, 'join')).toHaveLength(1);
+  });
+
+  test('over what cannot be opened again after a move is refused, and tells why; a restart brings it back', async () => {
+    await write('fb', 6);
+    const { next } = await client.events();
+    onCall = (call) => {
+      if (call === 'leave') renameSync(path('fb.cow'), path('away'));
+    };
+    const creating = client.create('x', { table: [line('fb 0'), line('fa 0', SECTORS)] });
+    await expect(creating).rejects.toMatchObject({
+      code: 'ENGINES_LOST',
+      errno: 'EIO',
+      message: expect.stringContaining(`fb: table not loaded after it moved to another thread`),
+    });
+    const { events } = await client.events(next);
+    expect(events.map(({ device, event }) => [device, event])).toEqual([['fb', 'change']]);
+    expect(log).toContainEqual(expect.stringContaining('fb: table not loaded after it moved'));
+    const lost = (await client.volumes()).filter(({ note }) => note !== undefined);
+    expect(lost.map(({ name }) => name)).toEqual(['fb']);
+    expect(await read('b')).toBe(2);
+    await client.suspend({ name: 'fa' });
+    renameSync(path('away'), path('fb.cow'));
+    await stop();
+    await start();
+    expect(await read('fb')).toBe(6);
+    expect(await client.drop('fb')).toMatchObject({ deleted: path('fb.cow') });
   });
 
   test('of a device that has one may lead to another thread', async () => {

@@ -1,10 +1,13 @@
 /** What is saved of devices that come, go and move. */
+import { MessageChannel } from 'node:worker_threads';
 import { expect, test } from 'vitest';
 import type { SavedDevice } from '../../mapper/saved-device.ts';
-import type { ForksState } from '../fork/records.ts';
+import type { ForkRecord, ForksState } from '../fork/records.ts';
 import type { Engine } from './engine.ts';
 import { Engines } from './engines.ts';
+import { Peer } from './peer.ts';
 import { Registry } from './registry.ts';
+import { type EngineHost, RemoteEngine } from './remote-engine.ts';
 
 const MAJOR = 254;
 
@@ -66,4 +69,18 @@ test('a device is saved by the name that it has, though its engine has yet to te
   await claims.add('old', '', 0);
   await claims.rename(0, 'new');
   expect(await tell(engines)).toEqual([['new', 1]]);
+});
+
+test('with a removal comes why: a restart finishes a drop that has taken its device', async () => {
+  const { port1, port2 } = new MessageChannel();
+  const hidden: number[] = [];
+  const hide = (minor: number) => void hidden.push(minor);
+  const host = { claims: { hide }, emit() {}, log() {}, save: async () => {}, users: async () => undefined };
+  const record: ForkRecord = { uuid: 'u', role: 'fork', image: '/a.img', cow: '/a.cow', owned: true };
+  const engine = new RemoteEngine(port1, host as unknown as EngineHost, { devices: [device('a', 0)], forks: [record] });
+  const told: ForksState = { devices: [], forks: [{ ...record, dropping: 'delete' }] };
+  const far = new Peer(port2, { now: () => far.tell('hide', [0, told]) });
+  await engine.call('now', []);
+  expect([hidden, await engine.state()]).toEqual([[0], told]);
+  port1.close();
 });

@@ -79,6 +79,7 @@ export class Forks implements ForkControl {
   readonly #lock = new Lock();
   readonly #merges: Merges;
   readonly #emit: Emit;
+  readonly #log: (line: string) => void;
 
   constructor(options: ForksOptions) {
     const { mapper, records = [], save = async () => {}, uri = () => undefined, emit = () => {}, ...merging } = options;
@@ -87,6 +88,7 @@ export class Forks implements ForkControl {
     this.autoextender = new Autoextender(this.#images, emit);
     this.#uri = uri;
     this.#emit = emit;
+    this.#log = merging.log ?? (() => {});
     this.#merges = new Merges({ ...merging, emit, images: this.#images, lock: this.#lock });
   }
 
@@ -184,6 +186,7 @@ export class Forks implements ForkControl {
       const device = this.#mapper.device({ name: saved.name });
       if (saved.note !== undefined || device.lostTable === undefined) continue;
       lost.push(`${saved.name}: ${device.note}`);
+      this.#log(lost.at(-1)!);
       this.#emit(device, { event: 'change' });
     }
     return lost;
