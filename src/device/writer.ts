@@ -26,16 +26,13 @@ const TOLD_TOGETHER = 8;
 /** A disk makes the writer wait when nothing has ended for so long; everybody else is not to wait for it too. */
 const STUCK_MS = 20;
 
-/** In `words`: writes submitted, writes completed, whether writer and caller sleep; then for each write whether it failed. */
-const SUBMITTED = 0;
-const COMPLETED = 1;
-const WRITER_SLEEPS = 2;
-const CALLER_SLEEPS = 3;
-const FAILED = 4;
-/** In `jobs`, for each write: file descriptor, address, length, offset in the file. */
+/** Where things are in `words`, ... */
+const WORDS = { submitted: 0, completed: 1, writerSleeps: 2, callerSleeps: 3, failed: 4 };
+/** ... and in `jobs`, for each write: file descriptor, address, length, offset in the file. */
 const JOB = 4;
 
 interface Shared {
+  /** Counts of writes, who sleeps; then for each write whether it failed. */
   words: Int32Array;
   jobs: Float64Array;
 }
@@ -44,6 +41,8 @@ interface Shared {
 interface Start extends Shared {
   /** Path of the module. */
   koffi: string;
+  at: typeof WORDS;
+  job: number;
   most: number;
   toldTogether: number;
   piece: number;
@@ -116,8 +115,8 @@ export class Writer {
       this.#progress = this.#clock.now();
     }
     this.#submitted++;
-    Atomics.store(words, SUBMITTED, this.#submitted | 0);
-    if (Atomics.compareExchange(words, WRITER_SLEEPS, 1, 0) === 1) Atomics.notify(words, SUBMITTED);
+    Atomics.store(words, WORDS.submitted, this.#submitted | 0);
+    if (Atomics.compareExchange(words, WORDS.writerSleeps, 1, 0) === 1) Atomics.notify(words, WORDS.submitted);
   }
 
   readonly #turn = () => {
@@ -126,11 +125,12 @@ export class Writer {
 
   #start(): void {
     this.#system = system();
-    const words = new Int32Array(new SharedArrayBuffer((FAILED + MOST) * Int32Array.BYTES_PER_ELEMENT));
+    const words = new Int32Array(new SharedArrayBuffer((WORDS.failed + MOST) * Int32Array.BYTES_PER_ELEMENT));
     const jobs = new Float64Array(new SharedArrayBuffer(MOST * JOB * Float64Array.BYTES_PER_ELEMENT));
     this.#shared = { words, jobs };
     const koffi = createRequire(import.meta.url).resolve('koffi');
-    const workerData: Start = { words, jobs, koffi, most: MOST, toldTogether: TOLD_TOGETHER, piece: PIECE };
+    const limits = { most: MOST, toldTogether: TOLD_TOGETHER, piece: PIECE };
+    const workerData: Start = { words, jobs, koffi, at: WORDS, job: JOB, ...limits };
     // From source text: Node 20 has no workers in TypeScript, and tests run this file as it is.
     this.#worker = new Worker(`(${runWriter})(require)`, { eval: true, execArgv: [], workerData });
     this.#worker.unref();
@@ -148,10 +148,10 @@ export class Writer {
     this.#runs = true;
     const { words } = this.#shared!;
     // Before the look at what has ended: what ends after it brings another message.
-    Atomics.store(words, CALLER_SLEEPS, 1);
-    const completed = Atomics.load(words, COMPLETED);
+    Atomics.store(words, WORDS.callerSleeps, 1);
+    const completed = Atomics.load(words, WORDS.completed);
     this.#progress = this.#clock.now();
-    while ((this.#told | 0) !== completed) this.#end(words[FAILED + (this.#told % MOST)] === 0);
+    while ((this.#told | 0) !== completed) this.#end(words[WORDS.failed + (this.#told % MOST)] === 0);
     if (this.#told === this.#submitted) this.#worker!.unref();
   };
 
@@ -165,31 +165,30 @@ export class Writer {
 /** All of the other thread. Nothing outside of this function is there, as it is made from its text. */
 function runWriter(require: NodeJS.Require): void {
   const { parentPort, workerData } = require('node:worker_threads') as typeof import('node:worker_threads');
-  const { words, jobs, koffi, most, toldTogether, piece } = workerData as Start;
-  const [submitted, completed, writerSleeps, callerSleeps, failed] = [0, 1, 2, 3, 4];
+  const { words, jobs, koffi, at, job, most, toldTogether, piece } = workerData as Start;
   const pwrite = require(koffi).load(null).func('pwrite', 'int64_t', ['int', 'intptr_t', 'size_t', 'int64_t']);
   let told = 0;
   parentPort!.postMessage(undefined);
   // The counts are those of the caller, cut to 32 bits.
   for (let done = 0; ; ) {
-    while (Atomics.load(words, submitted) === done) {
-      Atomics.store(words, writerSleeps, 1);
-      Atomics.wait(words, submitted, done);
+    while (Atomics.load(words, at.submitted) === done) {
+      Atomics.store(words, at.writerSleeps, 1);
+      Atomics.wait(words, at.submitted, done);
     }
     const index = (done >>> 0) % most;
-    const job = index * 4;
-    const length = jobs[job + 2];
+    const first = index * job;
+    const length = jobs[first + 2];
     let written = 0;
     while (written < length) {
       const count = Math.min(piece, length - written);
-      if (pwrite(jobs[job], jobs[job + 1] + written, count, jobs[job + 3] + written) !== count) break;
+      if (pwrite(jobs[first], jobs[first + 1] + written, count, jobs[first + 3] + written) !== count) break;
       written += count;
     }
-    words[failed + index] = written === length ? 0 : 1;
+    words[at.failed + index] = written === length ? 0 : 1;
     done = (done + 1) | 0;
-    Atomics.store(words, completed, done);
-    if (((done - told) | 0) < toldTogether && Atomics.load(words, submitted) !== done) continue;
-    if (Atomics.compareExchange(words, callerSleeps, 1, 0) === 1) {
+    Atomics.store(words, at.completed, done);
+    if (((done - told) | 0) < toldTogether && Atomics.load(words, at.submitted) !== done) continue;
+    if (Atomics.compareExchange(words, at.callerSleeps, 1, 0) === 1) {
       told = done;
       parentPort!.postMessage(undefined);
     }
