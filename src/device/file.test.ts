@@ -311,6 +311,32 @@ describe.each([
     expect(await failure(() => device!.flush())).toMatchObject({ code: 'FLUSH_FAILED', errno: 'EIO' });
   });
 
+  test('reaches no other file once it is closed', async () => {
+    make(1 << 16, 1);
+    const closed = await open('rw');
+    await closed.close();
+    const other = join(directory, 'other');
+    fs.writeFileSync(other, new Uint8Array(1 << 16).fill(2));
+    // One of them has the number that was given back.
+    const opened = Array.from({ length: 32 }, () => fs.openSync(other, 'r+'));
+    onTestFinished(() => {
+      for (const fd of opened) fs.closeSync(fd);
+    });
+    const data = new Uint8Array(1 << 16);
+    const calls = [
+      () => closed.write(bytes(0), data, 0, 512),
+      () => closed.write(bytes(0), data, 0, 1 << 16),
+      () => closed.read(bytes(0), data, 0, 512),
+      () => closed.flush(),
+      () => closed.writeZeroes(bytes(0), 4096, false),
+      () => closed.writeZeroes(bytes(0), 4096, true),
+    ];
+    for (const call of calls) await expect((async () => call())()).rejects.toThrow();
+    await closed.close();
+    expect(fs.readFileSync(other).every((byte) => byte === 2)).toBe(true);
+    for (const fd of opened) expect(fs.fstatSync(fd).size).toBe(1 << 16);
+  });
+
   test('gives space back on discard, or refuses', async () => {
     make(2 ** 20, 7);
     await open('rw');

@@ -387,8 +387,11 @@ export abstract class PosixDevice implements BlockDevice {
 
   /** Of its own: what closes a disk that hangs waits for nobody else. */
   async close(): Promise<void> {
-    await closeOnThread(this.fd);
-    if (this.#replaced >= 0) await closeOnThread(this.#replaced);
+    const open = [this.fd, this.#replaced];
+    // A number that is given back is soon another file's: a call that comes too late is to fail instead.
+    this.fd = -1;
+    this.#replaced = -1;
+    for (const fd of open) if (fd >= 0) await closeOnThread(fd);
   }
 
   protected check(what: string, at: number, length: number): void {
