@@ -217,13 +217,7 @@ export class Table {
   flush(): Maybe {
     if (this.#single !== undefined) return this.#single.flush();
     const parts = new Parts();
-    for (const { target } of this.#slots) {
-      try {
-        parts.add(target.flush());
-      } catch (error) {
-        parts.fail(error);
-      }
-    }
+    for (const { target } of this.#slots) parts.try(() => target.flush());
     return parts.done();
   }
 
@@ -371,11 +365,9 @@ export class Table {
     let index = this.find(at);
     for (let done = 0; done < length; index++) {
       const count = Math.min(length - done, this.#ends[index] - at - done);
-      try {
-        parts.add(operation(this.#slots[index].target, this.#within(index, at + done), count));
-      } catch (error) {
-        parts.fail(error);
-      }
+      const { target } = this.#slots[index];
+      const from = this.#within(index, at + done);
+      parts.try(() => operation(target, from, count));
       done += count;
     }
     return parts.done();

@@ -33,13 +33,8 @@ class Snapshot extends SnapshotTable implements Target {
     const { io } = this.live();
     if (!this.features.passDown) return io.discard(at + this.shift, length);
     const parts = new Parts();
-    for (const operation of ['discard', 'passDown'] as const) {
-      try {
-        parts.add(io[operation](at + this.shift, length));
-      } catch (error) {
-        parts.fail(error);
-      }
-    }
+    parts.try(() => io.discard(at + this.shift, length));
+    parts.try(() => io.passDown(at + this.shift, length));
     return parts.done();
   }
 
