@@ -591,3 +591,26 @@ test('a table names files, and its text loads again even where a path has blanks
     await rm(directory, { recursive: true });
   }
 });
+
+describe('a device may go on in another mapper', () => {
+  test('with all that shares a disk with it', async () => {
+    await activate('low', [spec('linear', '1:0 0')]);
+    await activate('top', [spec('linear', 'low 0')]);
+    await activate('beside', [spec('linear', '1:0 8')]);
+    await activate('other', [spec('linear', '1:1 0')]);
+    expect(await mapper.bound(['other'])).toBeUndefined();
+    expect(await mapper.bound(['low', 'beside'])).toBe('top has a disk in common with them');
+    expect(await mapper.bound(['top', 'beside'])).toBe('low has a disk in common with them');
+    expect(await mapper.bound(['low', 'top'])).toBe('beside has a disk in common with them');
+    expect(await mapper.bound(['low', 'top', 'beside'])).toBeUndefined();
+  });
+
+  test('unless its disk has gone from where it was found', async () => {
+    await activate('d', [spec('linear', '1:0 0')]);
+    const disk = disks.disks.get('1:0')!;
+    disks.disks.delete('1:0');
+    expect(await mapper.bound(['d'])).toContain('1:0 could not be opened again');
+    disks.disks.set('1:0', disk);
+    expect(await mapper.bound(['d'])).toBeUndefined();
+  });
+});

@@ -52,7 +52,8 @@ async function start(engines = 2): Promise<void> {
     thread(begin) {
       if (noThreads) throw new Error('no threads');
       const { port1, port2 } = new MessageChannel();
-      if (failing) return { port: port1, failed: Promise.reject(new Error('no module')), end: async () => port1.close() };
+      if (failing)
+        return { port: port1, failed: Promise.reject(new Error('no module')), end: async () => port1.close() };
       runEngine(port2, begin);
       const tell = (call: string, args: unknown[]) => port2.postMessage({ kind: 'call', id: 1e9, call, args });
       const calls: string[] = [];

@@ -4,7 +4,6 @@ import { beforeEach, expect, test } from 'vitest';
 import type { SavedDevice } from '../../mapper/saved-device.ts';
 import { FakeClock } from '../../testing/fake-clock.ts';
 import type { ForksState } from '../fork/records.ts';
-import type { Engine } from './engine.ts';
 import { Engines, type StartedEngine } from './engines.ts';
 import { Registry } from './registry.ts';
 
@@ -69,9 +68,9 @@ beforeEach(async () => {
   fakes = [new Fake(0), new Fake(1)];
   const start = async () => fakes[1];
   engines = new Engines({ major: MAJOR, registry, local: fakes[0], max: 1, start, clock });
-  await engines.fork('/none/a.img', 'fa', {}, []);
+  await engines.fork('/nonexistent/a.img', 'fa', {}, []);
   await add('fa', 0);
-  await engines.fork('/none/b.img', 'fb', {}, []);
+  await engines.fork('/nonexistent/b.img', 'fb', {}, []);
   await add('fb', 1);
   expect(fakes.map((fake) => fake.came('fork'))).toEqual([1, 1]);
 });
@@ -166,7 +165,7 @@ test('who gives up ends the wait for his turn, and for the flush', async () => {
   const [first, second] = [new AbortController(), new AbortController()];
   const creating = create(first.signal);
   await until(() => fakes[1].came('leave') === 1);
-  const waiting = engines.fork('/none/c.img', 'fc', {}, [], second.signal);
+  const waiting = engines.fork('/nonexistent/c.img', 'fc', {}, [], second.signal);
   const called = engines.call({ name: 'fa' }, 'status', [], second.signal);
   second.abort();
   await expect(waiting).rejects.toMatchObject({ code: 'INTERRUPTED' });
@@ -183,7 +182,7 @@ test('what has left and cannot arrive is saved, and its name is not free', async
   await expect(create()).rejects.toMatchObject({ code: 'ENGINES_SHARED' });
   expect(await names()).toEqual(['fa', 'fb']);
   await expect(engines.call({ name: 'fb' }, 'status', [])).rejects.toMatchObject({ code: 'ENGINES_MOVING' });
-  await expect(engines.fork('/none/c.img', 'fb', {}, [])).rejects.toMatchObject({ code: 'NAME_IN_USE' });
+  await expect(engines.fork('/nonexistent/c.img', 'fb', {}, [])).rejects.toMatchObject({ code: 'NAME_IN_USE' });
 });
 
 test('what is saved is what has left, not what was asked for before', async () => {
@@ -204,7 +203,7 @@ test('a fork of the name of one whose merge is about to begin, elsewhere, waits,
   const merge = wait();
   fakes[1].answers.merge = merge.promise;
   const merging = engines.ofFork('fb', 'merge', []);
-  const forking = engines.fork('/none/a.img', 'fb', {}, []);
+  const forking = engines.fork('/nonexistent/a.img', 'fb', {}, []);
   await until(() => fakes[1].came('merge') === 1);
   await turn();
   fakes[1].answers.mergeOf = Promise.resolve('running');

@@ -539,3 +539,24 @@ test('what is not there or no disk is inspected to an error that says so, with a
   });
   await expect(inspectFile(directory)).rejects.toMatchObject({ message: expect.stringMatching(/it is a directory/) });
 });
+
+test('who lets go of forks waits for one that comes or goes no longer than he wants to', async () => {
+  let end = () => {};
+  const told = new Promise<undefined>((resolve) => (end = () => resolve(undefined)));
+  forks = new Forks({ mapper, users: () => told });
+  await forks.fork(image, 'dev');
+  const open = mapper.open({ name: 'dev' });
+  const merging = forks.merge('dev');
+  const abort = new AbortController();
+  const leaving = forks.leave(['dev', 'disk'], [], abort.signal);
+  abort.abort();
+  await expect(leaving).rejects.toMatchObject({ code: 'INTERRUPTED' });
+  end();
+  await expect(merging).rejects.toMatchObject({ code: 'DEVICE_OPEN' });
+  await open.close();
+  expect(mapper.names()).toEqual(['dev', 'disk']);
+  const { uuid } = await mapper.info({ name: 'dev' });
+  const left = await forks.leave(['dev', 'disk'], [uuid]);
+  expect(left).toMatchObject({ devices: [{ suspended: false }, { suspended: false }], forks: [{ role: 'fork' }] });
+  expect(mapper.names()).toEqual([]);
+});

@@ -101,13 +101,19 @@ export class Transmission {
       fd = line;
       const received = new BufferSource(buffers, this.#share);
       this.#received = received;
-      this.#socket = attach(fd, {
-        place: () => {
-          received.choose(this.#payload, this.#payloadLength);
-          return received.place;
-        },
-        received: (count) => this.#onReceived(received, fd, count),
-      });
+      try {
+        this.#socket = attach(fd, {
+          place: () => {
+            received.choose(this.#payload, this.#payloadLength);
+            return received.place;
+          },
+          received: (count) => this.#onReceived(received, fd, count),
+        });
+      } catch (error) {
+        received.close();
+        this.#share.leave();
+        throw error;
+      }
       this.#socket.on('error', () => {});
     } else {
       this.#socket = line;
