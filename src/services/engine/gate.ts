@@ -28,7 +28,7 @@ export class Gate {
    * Runs `work` when it is open, and nobody is alone meanwhile; `long`: it may take any time, and who is alone does not wait for
    * it. Rejects with EINTR when `signal` fires before it is open.
    */
-  async through<T>(work: () => Promise<T>, signal = NEVER, long = false): Promise<T> {
+  async through<T>(work: () => Promise<T>, signal: AbortSignal = NEVER, long = false): Promise<T> {
     while (this.#closed) {
       await firedOr(signal, this.#closed);
       if (signal.aborted) throw interrupted();
@@ -51,7 +51,11 @@ export class Gate {
    * not, or those inside do not leave, this rejects with `late`, and the gate opens: `work` goes on, and begins nothing more.
    * `signal` ends the wait for those inside, and fires `soon`.
    */
-  async alone<T>(work: (soon: AbortSignal) => Promise<T>, late: (why: string) => Error, signal = NEVER): Promise<T> {
+  async alone<T>(
+    work: (soon: AbortSignal) => Promise<T>,
+    late: (why: string) => Error,
+    signal: AbortSignal = NEVER,
+  ): Promise<T> {
     let open = () => {};
     this.#closed = new Promise((resolve) => (open = resolve));
     const timers: (() => void)[] = [];
