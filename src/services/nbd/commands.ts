@@ -14,9 +14,10 @@ import { CHUNK_HEADER_SIZE, SIMPLE_REPLY_SIZE } from '../../formats/nbd/transmis
 import type { Bytes } from '../../units.ts';
 import { blockStatus } from './block-status.ts';
 import type { Session } from './handshake.ts';
+import { Hold } from './hold.ts';
 import type { Limits } from './limits.ts';
-import { Hold, type Share } from './memory.ts';
-import type { Held, Source } from './received.ts';
+import type { Share } from './memory.ts';
+import type { Source } from './received.ts';
 import { type Replies, SHORT_REPLY_MAX } from './replies.ts';
 import type { ReplyBuffer, ReplyBuffers } from './reply-buffers.ts';
 
@@ -227,7 +228,7 @@ export class Commands {
   }
 
   /** Success without data, after `wait`, and after a flush with FUA. `held` is given back then. */
-  #answer(slot: number, length: number, wait: Maybe, held?: Held) {
+  #answer(slot: number, length: number, wait: Maybe, held?: Hold) {
     const fua = (this.flags & CMD_FLAG.FUA) !== 0;
     if (!wait && fua) {
       try {
@@ -242,7 +243,7 @@ export class Commands {
   }
 
   /** Keeps the slot until the device is done. */
-  #later(slot: number, size: number, length: number, wait: Promise<void>, thenFlush: boolean, held?: Held): void {
+  #later(slot: number, size: number, length: number, wait: Promise<void>, thenFlush: boolean, held?: Hold): void {
     const { buffer } = this.#replies;
     const cookieHigh = this.#replies.cookieHigh;
     const cookieLow = this.#replies.cookieLow;
@@ -264,7 +265,7 @@ export class Commands {
     );
   }
 
-  #completed(buffer: ReplyBuffer, length: number, held: Held | undefined): void {
+  #completed(buffer: ReplyBuffer, length: number, held: Hold | undefined): void {
     this.requestsInFlight--;
     this.bytesInFlight -= length;
     buffer.release();

@@ -1,6 +1,7 @@
 import fc from 'fast-check';
 import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest';
-import { Hold, Memory, OWN_BYTES, type Share } from './memory.ts';
+import { Hold } from './hold.ts';
+import { Memory, OWN_BYTES, type Share } from './memory.ts';
 
 const STALL = 1000;
 
@@ -135,9 +136,9 @@ describe('the memory of a server', () => {
     const hold = new Hold(share, 300);
     hold.retain();
     hold.release();
-    expect([share.held, hold.isHeld]).toEqual([300, true]);
+    expect([share.held, hold.users]).toEqual([300, 1]);
     hold.release();
-    expect([share.held, hold.isHeld]).toEqual([0, false]);
+    expect([share.held, hold.users]).toEqual([0, 0]);
   });
 
   it('counts what a connection that is gone still holds', () => {

@@ -215,28 +215,3 @@ export class Share {
     this.#memory.leave(this);
   }
 }
-
-/** Memory that requests in flight keep, and that nobody counts but this. */
-export class Hold {
-  readonly #share: Share;
-  readonly #bytes: number;
-  #users = 1;
-
-  constructor(share: Share, bytes: number) {
-    this.#share = share;
-    this.#bytes = bytes;
-    share.take(bytes);
-  }
-
-  get isHeld(): boolean {
-    return this.#users > 0;
-  }
-
-  retain(): void {
-    this.#users++;
-  }
-
-  release(): void {
-    if (--this.#users === 0) this.#share.give(this.#bytes);
-  }
-}

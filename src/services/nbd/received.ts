@@ -2,7 +2,8 @@
  * What a connection received, as long as it is needed: until it is parsed, and for writes whose payload came whole until
  * the device is done with them.
  */
-import { Hold, type Share } from './memory.ts';
+import { Hold } from './hold.ts';
+import type { Share } from './memory.ts';
 import { type ReplyBuffer, type ReplyBuffers, SMALLEST_BUFFER } from './reply-buffers.ts';
 
 /** Less room than this is not worth a system call. */
@@ -11,17 +12,12 @@ const ROOM_MIN = 16 * 1024;
 /** Room for a header and a little of what follows. */
 const HEAD_BYTES = 4096;
 
-/** What a request in flight keeps. */
-export interface Held {
-  release(): void;
-}
-
 /** What requests are parsed from. */
 export interface Source {
   /** Bytes of memory that a write whose payload lies there would keep. */
   readonly cost: number;
   /** Keeps what is being parsed for one more request. */
-  hold(): Held;
+  hold(): Hold;
 }
 
 /** Chunks of a stream: each is memory of its own. */
@@ -41,13 +37,18 @@ export class ChunkSource implements Source {
   }
 
   get cost(): number {
-    return this.#hold?.isHeld ? 0 : this.#bytes;
+    return this.#held ? 0 : this.#bytes;
   }
 
   hold(): Hold {
-    if (this.#hold?.isHeld) this.#hold.retain();
-    else this.#hold = new Hold(this.#share, this.#bytes);
-    return this.#hold;
+    const held = this.#held;
+    held?.retain();
+    return held ?? (this.#hold = new Hold(this.#share, this.#bytes));
+  }
+
+  /** As long as a request needs the chunk. */
+  get #held(): Hold | undefined {
+    return this.#hold && this.#hold.users > 0 ? this.#hold : undefined;
   }
 }
 

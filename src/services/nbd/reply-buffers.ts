@@ -1,3 +1,4 @@
+import { Hold } from './hold.ts';
 import type { Share } from './memory.ts';
 
 /** Whole batches of small replies fit in the smallest size and stay in the processor's cache. */
@@ -12,66 +13,53 @@ const KEPT_MAX = 64 * 1024 * 1024;
 const SCRATCH_BYTES = 1024 * 1024;
 
 /**
- * A buffer with its users counted: the connection that fills it, each stretch the socket has not taken, and each slot a
- * device is still reading into. The last one gives it back to the pool.
+ * A buffer whose users are the connection that fills it, each stretch the socket has not taken, and each slot a device is
+ * still reading into. The last one gives it back to the pool.
  */
-export class ReplyBuffer {
+export class ReplyBuffer extends Hold {
   readonly data: Buffer;
   /** Bytes given out so far. */
   used = 0;
-  #users = 1;
-  #share: Share;
   readonly #pool: ReplyBuffers;
   readonly #order: number;
   /** Called with the users left when a socket has taken a stretch; the connection that fills it listens. */
   onTaken: ((users: number) => void) | undefined;
 
   constructor(pool: ReplyBuffers, order: number, share: Share) {
-    this.data = Buffer.allocUnsafeSlow(2 ** order + SLACK);
+    super(share, bytesOf(order));
+    this.data = Buffer.allocUnsafeSlow(bytesOf(order));
     this.#pool = pool;
     this.#order = order;
-    this.#share = share;
-    share.take(this.data.length);
   }
 
   reset(share: Share): void {
     this.used = 0;
-    this.#users = 1;
     this.onTaken = undefined;
-    this.#share = share;
-    share.take(this.data.length);
+    this.holdAgain(share);
   }
 
-  get users(): number {
-    return this.#users;
+  override release(): void {
+    super.release();
+    if (this.users === 0) this.#pool.give(this, this.#order);
   }
-
-  retain(): void {
-    this.#users++;
-  }
-
-  /** A function of its own, so that it can be handed on as it is. */
-  readonly release = (): void => {
-    if (--this.#users > 0) return;
-    this.#share.give(this.data.length);
-    this.#pool.give(this, this.#order);
-  };
 
   /** `release` for `socket.write`. */
   readonly taken = (): void => {
     this.release();
-    this.onTaken?.(this.#users);
+    this.onTaken?.(this.users);
   };
 }
 
+const bytesOf = (order: number): number => 2 ** order + SLACK;
+
 const orderOf = (size: number): number => {
   let order = SMALLEST;
-  while (2 ** order + SLACK < size) order++;
+  while (bytesOf(order) < size) order++;
   return order;
 };
 
 /** Bytes of the buffer that `take(size)` returns. */
-export const bufferBytes = (size: number): number => 2 ** orderOf(size) + SLACK;
+export const bufferBytes = (size: number): number => bytesOf(orderOf(size));
 
 export class ReplyBuffers {
   readonly #free: ReplyBuffer[][] = [];
