@@ -149,23 +149,6 @@ describe('the client, with other servers', () => {
     expect(fake.seen.map(({ flags }) => flags)).toEqual([0, CMD_FLAG.NO_HOLE]);
   });
 
-  it('keeps to large blocks of the server', async () => {
-    const memory = Buffer.alloc(MiB);
-    const fake = await fakeServer((request, connection) => {
-      const { type, offset, length, data } = request;
-      if (offset % 65536 !== 0 || length % 65536 !== 0) return connection.simple(request, 22);
-      if (type === CMD.WRITE) data.copy(memory, offset);
-      connection.simple(request, 0, type === CMD.READ ? memory.subarray(offset, offset + length) : undefined);
-    });
-    fake.blocks = { minimum: 65536, maximum: 131072 };
-    const device = await open(fake.uri);
-    expect(device.blockSize).toBe(4096);
-    await write(device, 512, 300_032, 7);
-    expect(await read(device, 0, 512)).toEqual(Buffer.alloc(512));
-    expect(await read(device, 512, 300_032)).toEqual(Buffer.alloc(300_032, 7));
-    expect(await read(device, 300_544, 512)).toEqual(Buffer.alloc(512));
-  });
-
   it('reads data, holes and errors in chunks of any order', async () => {
     const fake = await fakeServer((request, connection) => {
       const at = (offset: number, ...rest: number[]) => {
