@@ -17,7 +17,8 @@ const merging = 'src/targets/snapshot/merging.ts';
 const snapshot = 'src/targets/snapshot/snapshot-table.ts';
 const images = 'src/services/fork/images.ts';
 const merges = 'src/services/fork/merges.ts';
-const restarts = 'src/services/fork/merges.test.ts';
+/** merges.test.ts and merges-interrupted.test.ts */
+const restarts = 'src/services/fork/merges';
 
 /** @type {{ guard: string, file?: any, find?: any, replace?: any, edits?: Edit[], suite?: string }[]} */
 const guards = [

@@ -1,124 +1,34 @@
-import {
-  cpSync,
-  existsSync,
-  mkdirSync,
-  mkdtempSync,
-  readdirSync,
-  readFileSync,
-  renameSync,
-  rmSync,
-  truncateSync,
-  writeFileSync,
-} from 'node:fs';
-import { tmpdir } from 'node:os';
+import { readdirSync, readFileSync, truncateSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
-import { afterEach, beforeEach, describe, expect, test } from 'vitest';
-import { killedAtSave } from '../../../test/support/killed-at-save.ts';
-import { Obstacles } from '../../../test/support/obstacles.ts';
+import { beforeEach, describe, expect, test } from 'vitest';
+import {
+  begin,
+  changed,
+  cow,
+  directory,
+  disks,
+  ended,
+  forks,
+  image,
+  KIB,
+  log,
+  MIB,
+  mapper,
+  merged,
+  names,
+  ORIGIN,
+  read,
+  restart,
+  stateOf,
+  useForks,
+  write,
+} from '../../../test/support/forks.ts';
 import { ioError } from '../../errors.ts';
-import { Mapper } from '../../mapper/mapper.ts';
 import { bytes } from '../../units.ts';
-import type { MergeProgress } from './fork-control.ts';
-import { Forks } from './forks.ts';
 import { inspectFile } from './inspect.ts';
 import { exceptionsIn } from './merge-status.ts';
-import type { ForkRecord, ForksState } from './records.ts';
 
-const MIB = 1024 * 1024;
-const KIB = 1024;
-const ORIGIN = Buffer.alloc(MIB, 'origin. ');
-
-let directory: string;
-let image: string;
-let mapper: Mapper;
-let forks: Forks;
-let disks: Obstacles;
-let log: string[];
-
-beforeEach(() => {
-  directory = mkdtempSync(join(tmpdir(), 'dmkit-merges-'));
-  image = join(directory, 'disk.img');
-  writeFileSync(image, ORIGIN);
-  begin();
-});
-
-afterEach(async () => {
-  disks.go();
-  await forks.stop();
-  await mapper.close();
-  rmSync(directory, { recursive: true });
-});
-
-function begin(records: ForkRecord[] = [], save: () => Promise<void> = async () => {}) {
-  disks = new Obstacles();
-  log = [];
-  mapper = new Mapper({
-    opener: disks,
-    onChange(kind, device) {
-      forks.changed(kind, device);
-      return save().catch(() => {});
-    },
-  });
-  forks = new Forks({
-    mapper,
-    records,
-    save,
-    users: async (name) => `the users of ${name}`,
-    log: (line) => log.push(line),
-    pause: () => new Promise((turn) => setImmediate(turn)),
-  });
-}
-
-/** As after an end in order: what was saved, and the files. */
-async function restart() {
-  const saved = structuredClone(await forks.state());
-  await forks.stop();
-  await mapper.close();
-  begin(saved.forks);
-  await mapper.restore(saved.devices);
-  return forks.recover(saved.devices);
-}
-
-async function write(name: string, at: number, text: string, length = 512) {
-  const open = mapper.open({ name });
-  try {
-    await open.device.write(bytes(at), Buffer.alloc(length, text), 0, length);
-    await open.device.flush();
-  } finally {
-    await open.close();
-  }
-}
-
-async function read(name: string, at: number, length = 512) {
-  const open = mapper.open({ name });
-  const into = Buffer.alloc(length);
-  await open.device.read(bytes(at), into, 0, length);
-  await open.close();
-  return into.toString();
-}
-
-/** Follows a merge to its end. */
-async function ended(name = 'dev'): Promise<MergeProgress> {
-  let progress = await forks.mergeProgress(name);
-  while (progress.state === 'merging') progress = await forks.mergeProgress(name, { since: progress.version });
-  return progress;
-}
-
-async function merged(name = 'dev', options = {}): Promise<MergeProgress> {
-  await forks.merge(name, options);
-  return ended(name);
-}
-
-/** The image, with some bytes put over it. */
-function changed(...changes: [at: number, text: string, length?: number][]): Buffer {
-  const expected = Buffer.from(ORIGIN);
-  for (const [at, text, length = 512] of changes) Buffer.alloc(length, text).copy(expected, at);
-  return expected;
-}
-
-const names = async () => (await mapper.list()).map(({ name }) => name);
-const cow = () => join(directory, 'dev.cow');
-const stateOf = async (name: string) => (await forks.volumes()).find((volume) => volume.name === name)?.state;
+useForks();
 
 describe('a merge', () => {
   test('brings what the fork changed into the image, and leaves nothing of the fork', async () => {
@@ -345,7 +255,7 @@ describe('a merge is refused, and everything stays as it is, when', () => {
 
   test('the image is read-only', async () => {
     disks.readOnly = image;
-    await restartWith(() => {
+    await restart(() => {
       disks.readOnly = image;
     });
     await expect(forks.merge('dev')).rejects.toMatchObject({ code: 'READ_ONLY', errno: 'EROFS' });
@@ -364,15 +274,6 @@ describe('a merge is refused, and everything stays as it is, when', () => {
     await asItWas();
   });
 });
-
-async function restartWith(prepare: () => void) {
-  const saved = structuredClone(await forks.state());
-  await mapper.close();
-  begin(saved.forks);
-  prepare();
-  await mapper.restore(saved.devices);
-  await forks.recover(saved.devices);
-}
 
 describe('while a merge runs', () => {
   beforeEach(async () => {
@@ -477,206 +378,6 @@ describe('while a merge runs', () => {
   });
 });
 
-test('the COW file stays until it is saved that no restart needs it', async () => {
-  const failures = { left: 0 };
-  begin([], async () => {
-    const types = (await forks.state()).devices.map(({ table }) => table?.[0].type);
-    const isEnding = types.includes('snapshot-origin') && forks.mergeProgress('dev').catch(() => undefined);
-    if (!(await isEnding) || failures.left === 0) return;
-    expect(existsSync(cow())).toBe(true);
-    failures.left--;
-    throw new Error('disk full');
-  });
-  await forks.fork(image, 'dev');
-  await write('dev', 0, 'mine');
-  disks.stop(image);
-  await forks.merge('dev');
-  failures.left = 5;
-  disks.go();
-  expect(await ended()).toMatchObject({ state: 'done', deleted: cow() });
-  expect(failures.left).toBe(0);
-  expect(log.filter((line) => line === 'dev: disk full')).toHaveLength(1);
-  expect(readFileSync(image).equals(changed([0, 'mine']))).toBe(true);
-});
-
-test('an image that is gone when its merge ends holds that up, and says so', async () => {
-  await forks.fork(image, 'dev');
-  await write('dev', 0, 'mine');
-  disks.stop(image);
-  let progress = await forks.merge('dev');
-  renameSync(image, join(directory, 'aside'));
-  disks.go();
-  while (progress.error === undefined) progress = await forks.mergeProgress('dev', { since: progress.version });
-  expect(progress).toMatchObject({ state: 'merging', error: /Cannot open .*disk\.img/ });
-  expect((await forks.volumes())[0]).toMatchObject({ name: 'disk', note: progress.error });
-  renameSync(join(directory, 'aside'), image);
-  progress = await ended();
-  expect(progress).toMatchObject({ state: 'done', deleted: cow() });
-  expect(progress.error).toBeUndefined();
-  expect(readFileSync(image).equals(changed([0, 'mine']))).toBe(true);
-});
-
-describe('an origin device that somebody gives another table in the middle of a merge', () => {
-  beforeEach(async () => {
-    await forks.fork(image, 'dev');
-    await write('dev', 0, 'mine', 64 * KIB);
-    disks.failing = image;
-    await merged();
-    await mapper.load({ name: 'disk' }, [{ start: 0, length: 2048, type: 'snapshot-origin', args: image }]);
-    await mapper.resume({ name: 'disk' });
-    disks.failing = '';
-  });
-
-  test('is given the merge again when that is asked for', async () => {
-    expect(await merged()).toMatchObject({ state: 'done', total: 4, merged: 4 });
-    expect(readFileSync(image).equals(changed([0, 'mine', 64 * KIB]))).toBe(true);
-  });
-
-  test('is not taken for one whose merge has ended, after a restart', async () => {
-    await restart();
-    expect(await forks.mergeProgress('dev')).toMatchObject({ state: 'failed' });
-    expect((await inspectFile(cow())).cow?.exceptions).toBe(4);
-    expect(await merged()).toMatchObject({ state: 'done', total: 4, merged: 4 });
-    expect(readFileSync(image).equals(changed([0, 'mine', 64 * KIB]))).toBe(true);
-  });
-});
-
-describe('a merge that a disk has failed', () => {
-  beforeEach(async () => {
-    await forks.fork(image, 'other');
-    await forks.fork(image, 'dev');
-    await write('dev', 0, 'mine', 64 * KIB);
-    disks.failing = image;
-    expect(await merged()).toMatchObject({
-      state: 'failed',
-      error: expect.stringContaining(`The merge of dev into ${image} has stopped:`),
-      hint: 'nothing is lost; once that is repaired: dmkit merge dev',
-    });
-  });
-
-  test('says so, loses nothing, and goes on when it is asked to', async () => {
-    expect(await stateOf('disk')).toBe('Merge failed');
-    expect(await read('disk', 0, MIB)).toBe(changed([0, 'mine', 64 * KIB]).toString());
-    expect(await merged()).toMatchObject({ state: 'failed' });
-    disks.failing = '';
-    expect(await merged()).toMatchObject({ state: 'done', total: 4, merged: 4, deleted: cow() });
-    expect(readFileSync(image).equals(changed([0, 'mine', 64 * KIB]))).toBe(true);
-    expect(await read('other', 0, MIB)).toBe(ORIGIN.toString());
-    expect(await names()).toEqual(['disk', 'other']);
-  });
-
-  test('goes on after an error of the COW file too, in the middle of its list', async () => {
-    disks.failing = cow();
-    expect(await merged()).toMatchObject({ state: 'failed', error: expect.stringContaining('dev.cow: injected') });
-    expect(await merged()).toMatchObject({ state: 'failed' });
-    expect(await read('disk', 0, MIB)).toBe(changed([0, 'mine', 64 * KIB]).toString());
-    disks.failing = '';
-    expect(await merged()).toMatchObject({ state: 'done', deleted: cow() });
-    expect(readFileSync(image).equals(changed([0, 'mine', 64 * KIB]))).toBe(true);
-  });
-
-  test('can be given up when its origin device is taken away, and the COW file has the rest', async () => {
-    await expect(forks.drop('dev')).rejects.toMatchObject({
-      code: 'MERGING',
-      hint: /dmsetup remove disk; dmkit drop dev/,
-    });
-    await mapper.remove({ name: 'disk' });
-    expect(await forks.drop('dev')).toEqual({ name: 'dev', kept: cow(), halfMerged: image });
-    expect((await inspectFile(cow())).cow?.exceptions).toBe(4);
-    expect((await forks.state()).forks.map(({ role, merging }) => [role, merging])).toEqual([['fork', undefined]]);
-    await expect(forks.merge('dev')).rejects.toMatchObject({ code: 'NO_DEVICE' });
-    disks.failing = '';
-    await forks.fork(image, 'dev');
-    expect(await read('dev', 0, 64 * KIB)).toBe(changed([0, 'mine', 64 * KIB]).toString('latin1', 0, 64 * KIB));
-    expect(await merged()).toMatchObject({ state: 'done', merged: 4 });
-    expect(readFileSync(image).equals(changed([0, 'mine', 64 * KIB]))).toBe(true);
-  });
-
-  test('may be paused by a snapshot table, and goes on from there', async () => {
-    const table = { start: 0, length: 2048, type: 'snapshot', args: `${image} ${cow()} P 32` };
-    await mapper.load({ name: 'disk' }, [table]);
-    await mapper.resume({ name: 'disk' });
-    expect(await read('disk', 0, MIB)).toBe(changed([0, 'mine', 64 * KIB]).toString());
-    await write('disk', 512 * KIB, 'newer');
-    disks.failing = '';
-    expect(await merged()).toMatchObject({ state: 'done' });
-    expect(readFileSync(image).equals(changed([0, 'mine', 64 * KIB], [512 * KIB, 'newer']))).toBe(true);
-  });
-
-  test('goes on by itself after a restart', async () => {
-    await restart();
-    expect(await ended()).toMatchObject({ state: 'done', merged: 4 });
-  });
-
-  test('can be written to meanwhile, and that is merged too', async () => {
-    await write('disk', 512, 'newer');
-    disks.failing = '';
-    expect(await merged()).toMatchObject({ state: 'done' });
-    expect(readFileSync(image).equals(changed([0, 'mine', 64 * KIB], [512, 'newer']))).toBe(true);
-  });
-});
-
-describe('after a restart', () => {
-  const merging = async () => {
-    await forks.fork(image, 'dev');
-    await write('dev', 0, 'mine', 64 * KIB);
-    disks.stop(image);
-    await forks.merge('dev');
-    const saved = structuredClone(await forks.state());
-    await forks.stop();
-    disks.failing = image;
-    disks.go();
-    await mapper.close();
-    begin(saved.forks);
-    return saved;
-  };
-
-  test('a COW file that is missing stops the merge: nobody takes the image for whole', async () => {
-    const { devices } = await merging();
-    cpSync(cow(), join(directory, 'aside'));
-    rmSync(cow());
-    await mapper.restore(devices);
-    await forks.recover(devices);
-    expect(await forks.mergeProgress('dev')).toMatchObject({ state: 'failed', error: /dev\.cow/ });
-    expect((await forks.volumes())[0]).toMatchObject({ name: 'disk', state: 'no table', note: /dev\.cow/ });
-    await expect(forks.merge('dev')).rejects.toMatchObject({ code: 'TABLE_DEVICE' });
-    cpSync(join(directory, 'aside'), cow());
-    expect(await merged()).toMatchObject({ state: 'done', deleted: cow() });
-    expect(readFileSync(image).equals(changed([0, 'mine', 64 * KIB]))).toBe(true);
-  });
-
-  test('a fork of the same image that is missing stops the merge, which would overwrite what it has no copy of', async () => {
-    await forks.fork(image, 'other');
-    const { devices } = await merging();
-    const other = join(directory, 'other.cow');
-    cpSync(other, join(directory, 'aside'));
-    rmSync(other);
-    await mapper.restore(devices);
-    await forks.recover(devices);
-    expect(await forks.mergeProgress('dev')).toMatchObject({ state: 'failed', error: /other, which has to see that/ });
-    expect(await stateOf('disk')).toBe('no table');
-    await expect(forks.merge('dev')).rejects.toMatchObject({ code: 'MERGE_OTHERS', hint: /dmkit drop other/ });
-    expect(readFileSync(image).equals(ORIGIN)).toBe(true);
-    cpSync(join(directory, 'aside'), other);
-    await restart();
-    expect(await ended()).toMatchObject({ state: 'done' });
-    expect(await read('other', 0, MIB)).toBe(ORIGIN.toString());
-  });
-
-  test('a store that became invalid before the handover leaves the image as it was', async () => {
-    const { devices } = await merging();
-    const store = readFileSync(cow());
-    store.writeUInt32LE(0, 4);
-    writeFileSync(cow(), store);
-    await mapper.restore(devices);
-    await forks.recover(devices);
-    expect(await ended()).toMatchObject({ state: 'lost', kept: cow(), originRemoved: 'disk' });
-    expect(readFileSync(image).equals(ORIGIN)).toBe(true);
-    expect(await names()).toEqual([]);
-    expect(existsSync(cow())).toBe(true);
-  });
-});
-
 test('the progress of what is not merged is not known', async () => {
   await expect(forks.mergeProgress('dev')).rejects.toMatchObject({ code: 'NOT_MERGING', errno: 'ENXIO' });
 });
@@ -699,92 +400,4 @@ test('the exceptions of a store are counted from its list, over several areas', 
     expect(await exceptionsIn(lease.device, 4096)).toBe(count);
   }
   await lease.release();
-});
-
-describe('killed', () => {
-  const directoriesMade: string[] = [];
-
-  afterEach(() => {
-    for (const made of directoriesMade.splice(0)) rmSync(made, { recursive: true });
-  });
-
-  /**
-   * Merges until the state is saved for the `count`th time, and starts again from the files of that moment, copied, and
-   * from what was saved: this time, or with `unsaved` the time before. Undefined: there are not so many saves.
-   */
-  async function restartFromSave(
-    count: number,
-    unsaved: boolean,
-    before: () => Promise<unknown>,
-  ): Promise<ForksState | undefined> {
-    await forks.stop();
-    await mapper.close();
-    rmSync(directory, { recursive: true });
-    mkdirSync(directory);
-    writeFileSync(image, ORIGIN);
-    const killed = await killedAtSave({
-      directory,
-      begin: (save) => begin([], save),
-      state: async () => forks.state(),
-      before,
-      work: () => merged(),
-      count,
-      unsaved,
-    });
-    if (!killed) return undefined;
-    directoriesMade.push(directory);
-    directory = killed.directory;
-    image = join(directory, 'disk.img');
-    const { saved } = killed;
-    begin(saved.forks);
-    await mapper.restore(saved.devices);
-    await forks.recover(saved.devices);
-    return saved;
-  }
-
-  test.each([
-    [false, false],
-    [true, false],
-    [false, true],
-    [true, true],
-  ])(
-    'at a save of a merge, the fork is there whole, or its merge comes to its end (unsaved: %s, with another fork: %s)',
-    async (unsaved, another) => {
-      const expected = changed([0, 'mine', 64 * KIB], [512 * KIB, 'more']);
-      const before = async () => {
-        if (another) await forks.fork(image, 'other');
-        await forks.fork(image, 'dev');
-        await write('dev', 0, 'mine', 64 * KIB);
-        await write('dev', 512 * KIB, 'more');
-      };
-      const seen = new Set<string>();
-      let count = 1;
-      for (let saved: ForksState | undefined; ; count++) {
-        saved = await restartFromSave(count, unsaved, before);
-        if (!saved) break;
-        const types = saved.devices.map(({ table }) => table?.[0].type).filter((type) => type !== undefined);
-        // Never both over one store, never a half-merged image as a plain origin.
-        const snapshots = types.filter((type) => type === 'snapshot').length - (another ? 1 : 0);
-        expect([count, types.includes('snapshot-merge'), snapshots]).not.toEqual([count, true, 1]);
-        if (snapshots === 1) {
-          seen.add('whole');
-          expect([count, await stateOf('dev'), await stateOf('disk')]).toEqual([count, 'active', 'active']);
-          expect((await read('dev', 0, MIB)) === expected.toString()).toBe(true);
-          await forks.merge('dev');
-        } else if ((await names()).includes('disk')) {
-          seen.add(types.includes('snapshot-merge') ? 'merging' : 'done');
-          expect((await read('disk', 0, MIB)) === expected.toString()).toBe(true);
-        }
-        if ((await forks.state()).forks.some(({ merging }) => merging))
-          expect(await ended()).toMatchObject({ state: 'done' });
-        expect([count, readFileSync(image).equals(expected)]).toEqual([count, true]);
-        if (another) expect((await read('other', 0, MIB)) === ORIGIN.toString()).toBe(true);
-        expect([count, await names()]).toEqual([count, another ? ['disk', 'other'] : []]);
-        expect(readdirSync(directory)).toEqual(another ? ['disk.img', 'other.cow'] : ['disk.img']);
-      }
-      expect(count).toBeGreaterThan(5);
-      expect(seen).toContain('merging');
-      if (unsaved) expect(seen).toContain('whole');
-    },
-  );
 });
