@@ -11,12 +11,13 @@ describe('a daemon may have', () => {
     expect(enginesMax({ DMKIT_ENGINES: '12' }, { tls: false })).toBe(12);
   });
 
-  test('none otherwise', () => {
-    expect(enginesMax({}, { tls: false })).toBe(0);
+  test('one for each further core otherwise, and at most seven', () => {
+    expect([1, 2, 8, 64].map((cores) => enginesMax({}, { tls: false, cores }))).toEqual([0, 1, 7, 7]);
   });
 
   test('none with TLS', () => {
     expect(enginesMax({ DMKIT_ENGINES: '3' }, { tls: true })).toBe(0);
+    expect(enginesMax({}, { tls: true, cores: 4 })).toBe(0);
   });
 
   test('none without system calls', () => {

@@ -27,8 +27,8 @@ let expected: string[];
 let noThreads: boolean;
 /** They end before they answer. */
 let failing: boolean;
-/** Told of every call to an engine beside the first, before it is sent, with a way to answer for that engine. */
-let onCall: (call: string, tell: (call: string, args: unknown[]) => void) => void;
+/** Told of every call to an engine beside the first, which is sent when this has ended, with a way to call the daemon in its place. */
+let onCall: (call: string, callBack: (call: string, args: unknown[]) => Promise<unknown>) => unknown;
 let log: string[];
 
 const path = (...names: string[]) => join(directory, ...names);
@@ -55,15 +55,20 @@ async function start(engines = 2): Promise<void> {
       if (failing)
         return { port: port1, failed: Promise.reject(new Error('no module')), end: async () => port1.close() };
       runEngine(port2, begin);
-      const tell = (call: string, args: unknown[]) => port2.postMessage({ kind: 'call', id: 1e9, call, args });
+      const callBack = (call: string, args: unknown[]) =>
+        new Promise((resolve) => {
+          port2.on('message', ({ id }) => id === 1e9 && resolve(id));
+          port2.postMessage({ kind: 'call', id: 1e9, call, args });
+        });
       const calls: string[] = [];
       sent.push(calls);
       const post = port1.postMessage.bind(port1);
       port1.postMessage = (message: { call?: string; args?: { name?: string }[] }) => {
         if (message.call) calls.push(`${message.call} ${message.args?.[0]?.name ?? message.args?.[0] ?? ''}`);
-        if (message.call) onCall(message.call, tell);
+        const waiting = message.call && onCall(message.call, callBack);
         if (expected.length > 0) for (const name of expected) if (!saved().includes(name)) missing.add(name);
-        post(message);
+        if (waiting instanceof Promise) void waiting.then(() => post(message));
+        else post(message);
       };
       return { port: port1, failed: new Promise(() => {}), end: async () => port1.close() };
     },
@@ -206,9 +211,7 @@ test('when a thread cannot begin, what should have been there is on the first', 
 test('what is told while the devices are being closed is not saved', async () => {
   await client.fork(image('a.img', 1), 'fa');
   await client.fork(image('b.img', 2), 'fb');
-  onCall = (call, tell) => {
-    if (call === 'close') tell('save', [{ devices: [], forks: [] }]);
-  };
+  onCall = (call, callBack) => call === 'close' && callBack('save', [{ devices: [], forks: [] }]);
   await stop();
   expect(saved().sort()).toEqual(['a', 'b', 'fa', 'fb']);
 });

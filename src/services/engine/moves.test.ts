@@ -71,13 +71,13 @@ beforeEach(async () => {
   await engines.fork('/nonexistent/a.img', 'fa', {}, []);
   await add('fa', 0);
   await engines.fork('/nonexistent/b.img', 'fb', {}, []);
-  await add('fb', 1);
+  await add('fb', 1, '/nonexistent/b.img 0');
   expect(fakes.map((fake) => fake.came('fork'))).toEqual([1, 1]);
 });
 
-async function add(name: string, engine: number): Promise<void> {
+async function add(name: string, engine: number, args = ''): Promise<void> {
   const flags = { readOnly: false, suspended: false, deferredRemove: false, readAheadMinimum: false };
-  const table = [{ start: 0, length: 8, type: 'zero', args: '' }];
+  const table = [{ start: 0, length: 8, type: 'linear', args }];
   const minor = await registry.claimsOf(engine).add(name, '', undefined);
   fakes[engine].devices.push({ name, uuid: '', minor, table, eventNumber: 0, ...flags });
 }
@@ -135,6 +135,7 @@ test('of a disk that stops to answer in the middle only those hear who use it, u
   expect(() => engines.of({ name: 'fb' })).toThrow(expect.objectContaining(moving));
   await expect(engines.call({ name: 'fb' }, 'remove', [])).rejects.toMatchObject(moving);
   await expect(create()).rejects.toMatchObject(moving);
+  await expect(engines.fork('/nonexistent/b.img', 'other', {}, [])).rejects.toMatchObject(moving);
   await expect(engines.each('removeAll', [])).rejects.toMatchObject(moving);
   const left = { devices: fakes[1].devices, forks: [] };
   fakes[1].devices = [];
