@@ -22,6 +22,7 @@ import type { Exports, OpenExport } from '../../src/services/nbd/exports.ts';
 import type { Limits } from '../../src/services/nbd/limits.ts';
 import { NbdServer } from '../../src/services/nbd/server.ts';
 import type { TlsOptions } from '../../src/services/nbd/tls.ts';
+import { bytes } from '../../src/units.ts';
 
 export const MiB = 1 << 20;
 
@@ -51,6 +52,13 @@ export class FixedExports implements Exports {
     };
   }
 }
+
+/** What a device has now. */
+export const contents = (device: MemoryDevice, at: number, length: number): Buffer => {
+  const data = Buffer.alloc(length);
+  device.read(bytes(at), data, 0, length);
+  return data;
+};
 
 export interface Served {
   server: NbdServer;
