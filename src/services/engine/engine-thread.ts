@@ -68,10 +68,13 @@ export function runEngine(port: MessagePort, { major, nbdSocket }: EngineStart):
   let opened = 0;
 
   const calls = engineCalls(assembly);
+  /** Also of what has failed: what was told meanwhile of a device that is suspended for a moment is not so any more. */
   const told = async (work: unknown) => {
-    const result = await work;
-    await peer.call('save', [forks.state()]).catch(() => {});
-    return result;
+    try {
+      return await work;
+    } finally {
+      await peer.call('save', [forks.state()]).catch(() => {});
+    }
   };
   const peer: Peer = new Peer(port, {
     ...calls,

@@ -54,6 +54,7 @@ export async function startEngine(
     await Promise.race([engine.call('begin', []), failed]);
   } catch (error) {
     engine.peer.end((error as Error).message);
+    void end();
     host.log(`Everything goes on with the threads there are: ${(error as Error).message}`);
     throw error;
   }
