@@ -12,7 +12,10 @@ const EXTENTS_MAX = 1024;
 /** include/uapi/linux/magic.h */
 const TMPFS_MAGIC = 0x01021994;
 const RAMFS_MAGIC = 0x858458f6;
-/** Of file systems that another program or machine keeps: FUSE, NFS, SMB (three), 9P, Ceph, AFS (two), Lustre, VirtualBox. */
+/**
+ * Of file systems that another program or machine keeps: FUSE, NFS, SMB (three), 9P, Ceph, AFS (two), Lustre,
+ * VirtualBox.
+ */
 const REMOTE = new Set([
   0x65735546, 0x6969, 0x517b, 0xff534d42, 0xfe534d42, 0x01021997, 0x00c36400, 0x5346414f, 0x6b414653, 0x0bd00bd0,
   0x786f4256,

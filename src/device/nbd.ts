@@ -390,7 +390,10 @@ export function sectorExtents(descriptors: readonly number[], skip: number, leng
   return extents;
 }
 
-/** `nbd://`, `nbd+unix://` and their forms with TLS. An export is known by its URI: two names of one server are two disks. */
+/**
+ * `nbd://`, `nbd+unix://` and their forms with TLS. An export is known by its URI: two names of one server are two
+ * disks.
+ */
 export const nbdBackend: Backend = {
   matches: isNbdUri,
   async identify(argument) {

@@ -41,9 +41,9 @@ export interface OpenFile {
 /**
  * What a regular file and a kernel block device have in common: a descriptor and the page cache.
  *
- * Reads are copied from the page cache at once when it holds them, and wait for the disk on a thread when not. Writes go into
- * the page cache at once, unless even that is likely to wait. Threads are shared out among the disks (thread-share.ts), so
- * that one that is slow, or hangs, holds up nobody else.
+ * Reads are copied from the page cache at once when it holds them, and wait for the disk on a thread when not. Writes
+ * go into the page cache at once, unless even that is likely to wait. Threads are shared out among the disks
+ * (thread-share.ts), so that one that is slow, or hangs, holds up nobody else.
  *
  * The size is asked of the kernel whenever `size` is; a request that ends within the size last
  * seen is not checked again (a read then finds the end by itself; a write past the end of a file that has just been

@@ -33,7 +33,10 @@ export interface PowerOptions {
   slow?: number;
   /** Records every operation in `history`. */
   record?: boolean;
-  /** Called when a write may be on the platter, or a flush is about to have its effect, and nobody has heard of it: `SimulatedDisk.afterCrash` then says what a power cut in the middle of the operation leaves. */
+  /**
+   * Called when a write may be on the platter, or a flush is about to have its effect, and nobody has heard of it:
+   * `SimulatedDisk.afterCrash` then says what a power cut in the middle of the operation leaves.
+   */
   observe?: (operation: Operation) => void;
 }
 
@@ -166,7 +169,10 @@ export class Platter {
   }
 }
 
-/** How a crash came out for a sector that no flush had covered: `versions` and `kept` are numbers of operations, -1: before all. */
+/**
+ * How a crash came out for a sector that no flush had covered: `versions` and `kept` are numbers of operations, -1:
+ * before all.
+ */
 export interface Outcome {
   readonly sector: number;
   readonly versions: readonly number[];

@@ -1,4 +1,7 @@
-/** What a file on a slow or hanging disk does to the others: the calls that would wait are looked at, not the time they take. */
+/**
+ * What a file on a slow or hanging disk does to the others: the calls that would wait are looked at, not the time they
+ * take.
+ */
 import fs from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';

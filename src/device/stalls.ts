@@ -1,6 +1,6 @@
 /**
- * Whether writes into the page cache of a file are made to wait: when more is written than the disk keeps up with, the kernel
- * lets the writer sleep (`balance_dirty_pages`, 10 to 200 ms each time), and whoever shares its thread with it.
+ * Whether writes into the page cache of a file are made to wait: when more is written than the disk keeps up with, the
+ * kernel lets the writer sleep (`balance_dirty_pages`, 10 to 200 ms each time), and whoever shares its thread with it.
  *
  *     usual     a write that takes long may have waited for the disk, or for a processor: look closer for a while
  *     watched   one that takes long and slept: it was the disk

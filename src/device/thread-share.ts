@@ -4,7 +4,8 @@
  * libuv has one pool of threads for the whole process (UV_THREADPOOL_SIZE, 4 unless told otherwise), and who finds none
  * free waits. A disk that hangs keeps every thread it is given, so none is given all of them: a disk may take another
  * one as long as it has fewer than would be left, and at most `EACH_MAX`. The first disk that hangs has half of them at
- * most, the second half of the rest, and so on. A few are never given to disks: files are opened and names looked up there too.
+ * most, the second half of the rest, and so on. A few are never given to disks: files are opened and names looked up
+ * there too.
  *
  *     64, of which 8 are kept back     disks that hang: 1 -> 16 threads, 2 -> 32, 3 -> 44, 4 -> 50 …
  *
@@ -93,7 +94,10 @@ export class ThreadShare {
     return this.#queue.length > 0;
   }
 
-  /** There are so few threads that more requests should be with the disk than threads wait for, and there is room for one. */
+  /**
+   * There are so few threads that more requests should be with the disk than threads wait for, and there is room for
+   * one.
+   */
   get mayRunAhead(): boolean {
     return this.#pool.isSmall && this.running + this.#queue.length < AHEAD_MAX;
   }
@@ -103,7 +107,10 @@ export class ThreadShare {
     return this.running > 0 && this.#pool.clock.now() - this.#progress > STUCK_MS;
   }
 
-  /** Nothing to wait for, or resolves when a thread is free for it; then `leave` must follow. `first`: before who waits already. */
+  /**
+   * Nothing to wait for, or resolves when a thread is free for it; then `leave` must follow. `first`: before who waits
+   * already.
+   */
   enter(first = false): void | Promise<void> {
     if (this.#queue.length === 0 && this.#pool.take(this)) return this.#begin();
     return new Promise((go) => {

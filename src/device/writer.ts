@@ -1,6 +1,6 @@
 /**
- * A thread that writes while this one serves requests: to write 64 KiB into fresh pages takes longer than everything else that
- * a request needs. It writes from the caller's memory, which nobody may touch until the write has ended.
+ * A thread that writes while this one serves requests: to write 64 KiB into fresh pages takes longer than everything
+ * else that a request needs. It writes from the caller's memory, which nobody may touch until the write has ended.
  *
  *     this thread                           writer
  *     submit a write, go on            ──>  write
@@ -76,7 +76,10 @@ export class Writer {
     return this.#submitted > this.#told && this.#clock.now() - this.#progress > STUCK_MS;
   }
 
-  /** A write of `length` bytes to `fd` is better made by the thread: `write` is to be called, before anything else is asked. */
+  /**
+   * A write of `length` bytes to `fd` is better made by the thread: `write` is to be called, before anything else is
+   * asked.
+   */
   wants(fd: number, length: number): boolean {
     if (length < SHORT) return false;
     const underWay = this.#submitted - this.#told;

@@ -18,7 +18,10 @@ export interface Struct<F> extends Field<Value<F>> {
   readonly at: Offsets<F>;
 }
 
-/** Without padding: an unused word is a field, too. `get` makes an object; for thousands use the fields in place with `at`. */
+/**
+ * Without padding: an unused word is a field, too. `get` makes an object; for thousands use the fields in place with
+ * `at`.
+ */
 export function struct<F extends Record<string, Field<never>> | Record<string, Field<unknown>>>(fields: F): Struct<F> {
   const at = {} as Record<string, number>;
   let size = 0;

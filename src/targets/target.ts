@@ -92,7 +92,10 @@ export interface Target {
   extents(at: Bytes, length: number): Maybe<Extent[]>;
   /** Which parts differ from the origin; absent where there is none. */
   changed?(at: Bytes, length: number): Maybe<ChangedExtent[]>;
-  /** Before `status('info')`, unless it is asked for as things are (`--noflush`): brings about what it is to count. Never rejects. */
+  /**
+   * Before `status('info')`, unless it is asked for as things are (`--noflush`): brings about what it is to count.
+   * Never rejects.
+   */
   prestatus?(): Promise<void>;
   status(kind: StatusKind): string;
   /** Returns the reply, or an empty string. Absent: messages are refused with EINVAL. */

@@ -17,7 +17,10 @@ export interface Detached {
 
 /** Where an attached socket receives. */
 export interface Receiver {
-  /** Asked for once at the start and after each `received`: the memory belongs to the socket until it has received again, or is closed. */
+  /**
+   * Asked for once at the start and after each `received`: the memory belongs to the socket until it has received
+   * again, or is closed.
+   */
   place(): Uint8Array;
   /** So many bytes lie at the start of the place. */
   received(count: number): void;

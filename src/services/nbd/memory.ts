@@ -5,8 +5,9 @@
  * beyond comes out of a common stock. When that is used up, the next request of a connection that needs more is not
  * parsed and its socket is not read; it stands in line, first come, first served, for one request at a time.
  *
- * Each device has a line of its own, and the connections to it may take only as much of the stock as they leave to others: half of
- * it if they are alone. So a device that is slow, or hangs, may keep all that its clients were given, and others go on.
+ * Each device has a line of its own, and the connections to it may take only as much of the stock as they leave to
+ * others: half of it if they are alone. So a device that is slow, or hangs, may keep all that its clients were given,
+ * and others go on.
  *
  * Nobody waits for ever. What is held is given back
  *

@@ -12,7 +12,10 @@ import { Transmission } from './transmission.ts';
 /** What the connections of one thread may hold together, in bytes, however many threads there are. */
 const SHARE_MIN = 64 * 1024 * 1024;
 
-/** From now on memory and the threads that wait for disks, which are the process's, belong to so many threads with connections. */
+/**
+ * From now on memory and the threads that wait for disks, which are the process's, belong to so many threads with
+ * connections.
+ */
 export function shareAmong(threads: number, serving: Pick<Serving, 'share'>): void {
   sharePool(threads);
   serving.share(threads);

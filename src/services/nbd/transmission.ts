@@ -9,8 +9,8 @@
  *
  * - By descriptor, chunks lie in buffers that are used again (`received.ts`), and replies are sent without a stream. Over
  *   TLS, and without system calls, Node's stream does both.
- * - A write's payload goes to the device from the chunk if it lies there whole; otherwise it is gathered once, and what is long
- *   of it is received in its place.
+ * - A write's payload goes to the device from the chunk if it lies there whole; otherwise it is gathered once, and what
+ *   is long of it is received in its place.
  * - The loop stops between two requests, and the socket is paused, while too much is in flight, the client does not take
  *   its replies, or there is no memory for the next request. It goes on where it stopped.
  *

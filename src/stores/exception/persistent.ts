@@ -93,7 +93,8 @@ export class PersistentStore implements ExceptionStore {
 
   /**
    * Opens the store on `cow`, or makes one where the device's first four bytes are zero. `chunkSize` in sectors is for a
-   * new store (0: the default); an existing one keeps its own, which must be a multiple of both block sizes. An invalidated store opens, with `valid` false.
+   * new store (0: the default); an existing one keeps its own, which must be a multiple of both block sizes. An
+   * invalidated store opens, with `valid` false.
    *
    * Throws FormatError ENXIO (no store, and not blank), EINVAL (version, chunk size, impossible entries), and what reads
    * and writes throw. Nothing is written unless the device is blank.

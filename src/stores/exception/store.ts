@@ -53,10 +53,16 @@ export interface ExceptionStore {
   commit(newChunk: number): Maybe<Commit>;
   /** Marks the store invalid, in memory at once and on disk when this settles. Never rejects: what fails is lost. */
   invalidate(): Promise<void>;
-  /** Nothing is on its way to the COW device when this settles, of a commit that nobody waits for any more either. Never rejects. */
+  /**
+   * Nothing is on its way to the COW device when this settles, of a commit that nobody waits for any more either. Never
+   * rejects.
+   */
   ended(): Promise<void>;
   usage(): Usage;
   each(visit: (oldChunk: number, newChunk: number) => void): void;
-  /** Forgets every exception, on disk too. Nothing may be in flight. A cut-off reset leaves the old store or an empty one. */
+  /**
+   * Forgets every exception, on disk too. Nothing may be in flight. A cut-off reset leaves the old store or an empty
+   * one.
+   */
   reset(): Promise<void>;
 }

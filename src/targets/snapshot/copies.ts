@@ -74,8 +74,8 @@ export class Copies {
   }
 
   /**
-   * Copies `length` bytes of a chunk with `count` bytes at `offset` in it, zeroes if `from` is absent, laid over: the chunk is
-   * written once.
+   * Copies `length` bytes of a chunk with `count` bytes at `offset` in it, zeroes if `from` is absent, laid over: the
+   * chunk is written once.
    */
   overlay(
     old: number,

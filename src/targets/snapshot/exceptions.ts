@@ -212,8 +212,8 @@ export class Exceptions {
   }
 
   /**
-   * Settles `count` exceptions from `old` on once `wait` has put their data on the COW device, and keeps others waiting until
-   * then. An error leaves nothing of them, and may cost the snapshot.
+   * Settles `count` exceptions from `old` on once `wait` has put their data on the COW device, and keeps others waiting
+   * until then. An error leaves nothing of them, and may cost the snapshot.
    */
   written(old: number, newChunk: number, count: number, wait: Maybe): Promise<void> | undefined {
     if (!wait) return this.#settle(old, newChunk, count);

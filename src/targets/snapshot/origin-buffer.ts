@@ -28,7 +28,10 @@ const WRITE_MAX = 256 * 1024;
 const RUN = 1024 * 1024;
 const TURN = 256 * 1024;
 
-/** Copies out, durably, what writes to the ranges would destroy, and never rejects. `progress` hears of the part that is copied. */
+/**
+ * Copies out, durably, what writes to the ranges would destroy, and never rejects. `progress` hears of the part that is
+ * copied.
+ */
 type Secure = (ranges: readonly Range[], progress: (part: number) => void) => Promise<void>;
 
 interface Failed {
@@ -47,7 +50,10 @@ export class OriginBuffer {
 
   readonly #origin: BlockDevice;
   readonly #secure: Secure;
-  /** Pages that `active` may have now. It fills no faster than `draining` is copied, so that writers wait often and shortly. */
+  /**
+   * Pages that `active` may have now. It fills no faster than `draining` is copied, so that writers wait often and
+   * shortly.
+   */
   #limit = OriginBuffer.pages;
   #active = new DirtyPages(OriginBuffer.pages);
   #draining = new DirtyPages(OriginBuffer.pages);
@@ -130,7 +136,10 @@ export class OriginBuffer {
     return this.#next;
   }
 
-  /** Nothing is here when this resolves, and nothing comes until `reopen`. Rejects, open again, with what the origin answered. */
+  /**
+   * Nothing is here when this resolves, and nothing comes until `reopen`. Rejects, open again, with what the origin
+   * answered.
+   */
   async close(): Promise<void> {
     this.#closers++;
     try {

@@ -95,7 +95,10 @@ export class Origin {
     return this.#behind(() => this.writeZeroes(at, length, mayUnmap));
   }
 
-  /** A write that comes behind what is in memory. Nothing is added there meanwhile: who always did so could hold it up for ever. */
+  /**
+   * A write that comes behind what is in memory. Nothing is added there meanwhile: who always did so could hold it up
+   * for ever.
+   */
   async #behind(write: () => Maybe): Promise<void> {
     await this.#buffer.close();
     try {
@@ -162,7 +165,10 @@ export class Origin {
     return copied;
   }
 
-  /** Copies out, durably, what writes of `length` bytes at `at` would destroy. Nothing to wait for if nothing is to be done. */
+  /**
+   * Copies out, durably, what writes of `length` bytes at `at` would destroy. Nothing to wait for if nothing is to be
+   * done.
+   */
   prepare(at: Bytes, length: number): Maybe {
     const wait = this.#protect(at, length);
     if (wait) return this.#later(wait, at, length, () => {});

@@ -94,8 +94,8 @@ export class Protection {
   }
 
   /**
-   * A new chunk for `old`, which `needsCopy`: `copied` is to be called before anything else happens. -1 if there is none, which
-   * may have cost the snapshot.
+   * A new chunk for `old`, which `needsCopy`: `copied` is to be called before anything else happens. -1 if there is
+   * none, which may have cost the snapshot.
    */
   claim(old: number): number {
     if (this.#copies.full) return -1;

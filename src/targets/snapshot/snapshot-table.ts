@@ -25,7 +25,10 @@ export abstract class SnapshotTable implements Member {
   readonly origin: Origin;
   exceptions: Exceptions | undefined;
   active = false;
-  /** Bytes: the kernel's target ignores where in its table it starts, sector s of the mapped device is sector s of the origin. */
+  /**
+   * Bytes: the kernel's target ignores where in its table it starts, sector s of the mapped device is sector s of the
+   * origin.
+   */
   protected readonly shift: number;
   protected readonly features: Features;
   /** From presuspend on. */
