@@ -298,14 +298,14 @@ export class Daemon {
       list: (args) => engines.list('list', args),
       removeAll: (args) => engines.each('removeAll', args),
       // Nothing is begun that a crash would lose.
-      create: async (args, signal) => {
+      create: async (args) => {
         await this.#file.probe(() => this.#state());
         const [name, { table = [], load } = {}] = args as [string, { table?: TargetSpec[]; load?: LoadOptions }?];
-        return engines.load(name, table, load?.directory, 'create', args, signal);
+        return engines.load(name, table, load?.directory, 'create', args);
       },
-      load: (args, signal) => {
+      load: (args) => {
         const [device, table, options] = args as [DeviceRef, TargetSpec[], LoadOptions?];
-        return engines.load(device, table, options?.directory, 'load', args, signal);
+        return engines.load(device, table, options?.directory, 'load', args);
       },
       resume: async (args, signal) => {
         const device = args[0] as DeviceRef;
@@ -314,9 +314,9 @@ export class Daemon {
         return engines.call(device, 'resume', args, signal);
       },
       remove: (args) => this.#naming(args[0] as DeviceRef, engines.call(args[0] as DeviceRef, 'remove', args)),
-      fork: (args, signal) => {
+      fork: (args) => {
         const [image, name, options] = args as [string, string, ForkOptions?];
-        return engines.fork(image, name, options ?? {}, args, signal);
+        return engines.fork(image, name, options ?? {}, args);
       },
       volumes: () => this.#volumes(),
       diff: ofFork('diff'),

@@ -255,6 +255,12 @@ describe('names and numbers', () => {
     expect([...calls(0, 'leave'), ...calls(0, 'join')]).toEqual([]);
   });
 
+  test('that no fork can have are refused as such', async () => {
+    await expect(client.fork(image('a.img', 1), '../fa')).rejects.toMatchObject({
+      message: expect.stringContaining('Cannot name a fork'),
+    });
+  });
+
   test('of a device that is gone are free', async () => {
     await client.fork(image('a.img', 1), 'fa');
     await client.fork(image('b.img', 2), 'fb');

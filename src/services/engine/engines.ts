@@ -14,6 +14,7 @@ import { Lock } from '../../lib/lock.ts';
 import type { DeviceRef, TargetSpec } from '../../mapper/control.ts';
 import type { ForkOptions } from '../fork/fork-control.ts';
 import { cowPath, merging } from '../fork/forks.ts';
+import { checkName } from '../fork/names.ts';
 import type { ForksState } from '../fork/records.ts';
 import type { DiskKeys, Engine } from './engine.ts';
 import { Gate } from './gate.ts';
@@ -94,12 +95,15 @@ export class Engines {
 
   /** A call about a device. */
   call<T>(ref: DeviceRef, call: string, args: readonly unknown[], signal?: AbortSignal): Promise<T> {
-    return this.during(() => this.of(ref).call<T>(call, args, signal), signal, LONG.has(call));
+    return this.during(() => this.of(ref).call<T>(call, args, signal), LONG.has(call), signal);
   }
 
-  /** While `work` runs nothing moves. It is asked for when nothing does. `long`: it may take any time, and is not waited for. */
-  during<T>(work: () => Promise<T>, signal?: AbortSignal, long = false): Promise<T> {
-    return this.#gate.through(work, signal, long);
+  /**
+   * While `work` runs nothing moves. It is asked for when nothing does. `long`: it may take any time, and is not waited for; nor is
+   * it carried out when `signal` fires before it has begun, as all else is though its client has gone.
+   */
+  during<T>(work: () => Promise<T>, long = false, signal?: AbortSignal): Promise<T> {
+    return long ? this.#gate.aside(work, signal) : this.#gate.through(work);
   }
 
   /** Of all engines, in ascending byte order of the name. */
@@ -126,8 +130,8 @@ export class Engines {
   /** A call about a fork, which may be one that is being merged and has no device. */
   ofFork<T>(name: string, call: string, args: readonly unknown[], signal?: AbortSignal): Promise<T> {
     const work = () =>
-      this.during(async () => (await this.#withFork(name, call)).call<T>(call, args, signal), signal, LONG.has(call));
-    return call === 'merge' ? this.#inTurn(name, work, signal) : work();
+      this.during(async () => (await this.#withFork(name, call)).call<T>(call, args, signal), LONG.has(call), signal);
+    return call === 'merge' ? this.#inTurn(name, work) : work();
   }
 
   async #withFork(name: string, call: string): Promise<Engine> {
@@ -143,12 +147,12 @@ export class Engines {
   }
 
   /** Makes and merges of forks of one name come one after the other, in whichever engines: they look for each other first. */
-  async #inTurn<T>(name: string, work: () => Promise<T>, signal?: AbortSignal): Promise<T> {
+  async #inTurn<T>(name: string, work: () => Promise<T>): Promise<T> {
     const turn = this.#turns.get(name) ?? { lock: new Lock(), count: 0 };
     this.#turns.set(name, turn);
     turn.count++;
     try {
-      return await turn.lock.run(work, signal);
+      return await turn.lock.run(work);
     } finally {
       if (--turn.count === 0) this.#turns.delete(name);
     }
@@ -210,35 +214,28 @@ export class Engines {
     directory: string | undefined,
     call: string,
     args: readonly unknown[],
-    signal?: AbortSignal,
   ): Promise<T> {
     const placed = typeof device === 'string' ? undefined : this.#registry.find(device);
     const own = typeof device === 'string' ? device : placed?.storedName;
     // Without such a device the first says so.
-    if (this.#options.max === 0 || own === undefined)
-      return this.during(() => this.#engines[0].call(call, args), signal);
+    if (this.#options.max === 0 || own === undefined) return this.during(() => this.#engines[0].call(call, args));
     const named = await namedBy(wordsOf(table), directory);
-    return this.#place({ attempted: `load the table of ${own}`, own, placed, ...named }, false, call, args, signal);
+    return this.#place({ attempted: `load the table of ${own}`, own, placed, ...named }, false, call, args);
   }
 
   /** The call `fork`. */
-  fork<T>(
-    image: string,
-    name: string,
-    options: ForkOptions,
-    args: readonly unknown[],
-    signal?: AbortSignal,
-  ): Promise<T> {
-    if (this.#options.max === 0) return this.during(() => this.#engines[0].call('fork', args), signal);
+  fork<T>(image: string, name: string, options: ForkOptions, args: readonly unknown[]): Promise<T> {
+    if (this.#options.max === 0) return this.during(() => this.#engines[0].call('fork', args));
     const work = async () => {
+      checkName(name);
       // It keeps its name, and is found by it, on whichever thread.
-      const known = await this.during(() => this.#mergesOf(name), signal);
+      const known = await this.during(() => this.#mergesOf(name));
       if (known.includes('running')) throw merging(name, 'make');
       const named = await namedByFork(image, name, options);
       const claim = { attempted: `fork ${image} as ${name}`, own: name, placed: undefined, ...named };
-      return this.#place<T>(claim, true, 'fork', args, signal);
+      return this.#place<T>(claim, true, 'fork', args);
     };
-    return this.#inTurn(name, work, signal);
+    return this.#inTurn(name, work);
   }
 
   /** `isImage`: nothing but its own commands is expected to name it. */
@@ -247,7 +244,6 @@ export class Engines {
     isImage: boolean,
     call: string,
     args: readonly unknown[],
-    signal?: AbortSignal,
   ): Promise<T> {
     const claim: Claim = { attempted, own, placed, minors: new Set(), words: devices, disks, engine: 0 };
     let done: Promise<T> | undefined;
@@ -260,7 +256,6 @@ export class Engines {
         await this.#gate.alone(
           (soon) => this.#gather(claim, soon),
           (why) => shared(claim, why),
-          signal,
         );
       else if (holders.size === 1) [claim.engine] = holders;
       else claim.engine = at ?? (isImage ? this.#leastLoaded() : 0);
@@ -269,7 +264,7 @@ export class Engines {
       done = this.#gate.inside(() => this.#engines[claim.engine].call<T>(call, args));
       // Whoever waits for it handles it.
       done.catch(() => {});
-    }, signal);
+    });
     try {
       return await done!;
     } finally {

@@ -43,15 +43,18 @@ test('who is alone waits for those inside, and others for him', async () => {
   expect(clock.timers).toBe(0);
 });
 
-test('nobody slips in between the opening and the next who is alone', async () => {
-  const alone = held('alone');
+test('nobody is inside while somebody is alone, whoever has waited for the opening', async () => {
+  const [alone, again] = [held('alone'), held('again')];
   const first = gate.alone(alone.work, late);
   const others = [0, 1].map(() => gate.through(async () => order.push('other')));
   alone.end();
   await first;
-  const second = gate.alone(async () => order.push('again'), late);
+  const second = gate.alone(again.work, late);
+  await turn();
+  again.end();
   await Promise.all([...others, second]);
-  expect(order.slice(2)).toEqual(['again', 'other', 'other']);
+  expect(order).toHaveLength(6);
+  expect(order.indexOf('end of again')).toBe(order.indexOf('again') + 1);
 });
 
 test('those inside hold it up for two seconds', async () => {
@@ -72,7 +75,7 @@ test('those inside hold it up for two seconds', async () => {
 
 test('who may take any time holds up nobody', async () => {
   const long = held('long');
-  const waiting = gate.through(long.work, undefined, true);
+  const waiting = gate.aside(long.work);
   await gate.alone(async () => {}, late);
   long.end();
   await waiting;
@@ -100,18 +103,15 @@ test('work that takes too long is told, and two seconds later others go on', asy
   alone.end();
 });
 
-test('who gives up waits no longer, on either side', async () => {
-  const [inside, alone] = [held('inside'), held('alone')];
-  const [first, second] = [new AbortController(), new AbortController()];
-  const running = gate.through(inside.work);
-  const closing = gate.alone(alone.work, late, first.signal);
-  const waiting = gate.through(async () => {}, second.signal);
-  second.abort();
+test('who may take any time, and gives up, waits no longer', async () => {
+  const alone = held('alone');
+  const abort = new AbortController();
+  const first = gate.alone(alone.work, late);
+  const waiting = gate.aside(async () => order.push('aside'), abort.signal);
+  abort.abort();
   await expect(waiting).rejects.toMatchObject({ code: 'INTERRUPTED', errno: 'EINTR' });
-  first.abort();
-  await expect(closing).rejects.toMatchObject({ code: 'INTERRUPTED' });
-  await gate.through(async () => {});
-  inside.end();
-  await running;
-  expect(order).toEqual(['inside', 'end of inside']);
+  const other = gate.aside(async () => order.push('other'));
+  alone.end();
+  await Promise.all([first, other]);
+  expect(order).toEqual(['alone', 'end of alone', 'other']);
 });

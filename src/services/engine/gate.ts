@@ -24,16 +24,22 @@ export class Gate {
     this.#clock = clock;
   }
 
+  /** Runs `work` when it is open; nobody is alone meanwhile. */
+  async through<T>(work: () => Promise<T>): Promise<T> {
+    while (this.#closed) await this.#closed;
+    return this.inside(work);
+  }
+
   /**
-   * Runs `work` when it is open, and nobody is alone meanwhile; `long`: it may take any time, and who is alone does not wait for
-   * it. Rejects with EINTR when `signal` fires before it is open.
+   * Runs `work`, which may take any time, when it is open; who wants to be alone does not wait for it. Rejects with EINTR when
+   * `signal` fires before it has begun.
    */
-  async through<T>(work: () => Promise<T>, signal: AbortSignal = NEVER, long = false): Promise<T> {
+  async aside<T>(work: () => Promise<T>, signal: AbortSignal = NEVER): Promise<T> {
     while (this.#closed) {
       await firedOr(signal, this.#closed);
       if (signal.aborted) throw interrupted();
     }
-    return long ? work() : this.inside(work);
+    return work();
   }
 
   /** As `through`, for who knows that it is open. */
@@ -49,13 +55,8 @@ export class Gate {
   /**
    * Runs `work` while nobody is inside, one at a time. `soon` fires when it has taken so long that it should end. When it does
    * not, or those inside do not leave, this rejects with `late`, and the gate opens: `work` goes on, and begins nothing more.
-   * `signal` ends the wait for those inside, and fires `soon`.
    */
-  async alone<T>(
-    work: (soon: AbortSignal) => Promise<T>,
-    late: (why: string) => Error,
-    signal: AbortSignal = NEVER,
-  ): Promise<T> {
+  async alone<T>(work: (soon: AbortSignal) => Promise<T>, late: (why: string) => Error): Promise<T> {
     let open = () => {};
     this.#closed = new Promise((resolve) => (open = resolve));
     const timers: (() => void)[] = [];
@@ -66,17 +67,16 @@ export class Gate {
     try {
       if (this.#inside > 0) {
         const empty = new Promise<void>((resolve) => (this.#empty = resolve));
-        await firedOr(signal, Promise.race([empty, after(PATIENCE_MS)]));
+        await Promise.race([empty, after(PATIENCE_MS)]);
         this.#empty = undefined;
       }
-      if (signal.aborted) throw interrupted();
       if (this.#inside > 0) throw late('other calls take too long');
       const soon = new AbortController();
       void after(PATIENCE_MS).then(() => soon.abort());
       const end = after(2 * PATIENCE_MS).then(() => {
         throw late('a disk does not answer');
       });
-      return await Promise.race([work(AbortSignal.any([soon.signal, signal])), end]);
+      return await Promise.race([work(soon.signal), end]);
     } finally {
       for (const cancel of timers) cancel();
       this.#closed = undefined;
