@@ -2,9 +2,10 @@
 import { createHash } from 'node:crypto';
 import { existsSync, mkdirSync, readdirSync, readFileSync, truncateSync, writeFileSync } from 'node:fs';
 import { connect } from 'node:net';
+import { setImmediate as turn } from 'node:timers/promises';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import { DeviceMapper } from '../../src/api/index.ts';
-import { World } from './program.ts';
+import { isRunning, World } from './program.ts';
 
 const MIB = 1024 * 1024;
 let world: World;
@@ -128,7 +129,10 @@ describe('fork', () => {
       await disk.close();
       await world.ok('dmkit', 'drop', 'served');
     } finally {
-      process.kill(Number(readFileSync(world.path('pid'), 'utf8')));
+      const pid = Number(readFileSync(world.path('pid'), 'utf8'));
+      process.kill(pid);
+      // It has the file locked until it is gone.
+      while (isRunning(pid)) await turn();
     }
     expect(await world.ok('qemu-img', 'compare', 'disk.img', 'disk.qcow2')).toContain('identical');
   });
