@@ -17,6 +17,7 @@ const merging = 'src/targets/snapshot/merging.ts';
 const snapshot = 'src/targets/snapshot/snapshot-table.ts';
 const images = 'src/services/fork/images.ts';
 const merges = 'src/services/fork/merges.ts';
+const engine = 'src/services/engine';
 /** merges.test.ts and merges-interrupted.test.ts */
 const restarts = 'src/services/fork/merges';
 
@@ -513,6 +514,34 @@ const guards = [
     find: '    if (this.mergingInto(image)) return undefined;\n',
     replace: '',
     suite: restarts,
+  },
+  {
+    guard: 'what moves to another thread is saved as it was until it has arrived',
+    file: 'src/services/engine/moves.ts',
+    find: '    this.#under.add(part);\n    for (const device',
+    replace: '    for (const device',
+    suite: engine,
+  },
+  {
+    guard: 'a file that could not be opened again does not move',
+    file: 'src/mapper/mapper.ts',
+    find: '!(await this.#devices.isFound(disk))',
+    replace: 'false',
+    suite: engine,
+  },
+  {
+    guard: 'a removal is told with the records of its moment',
+    file: 'src/services/engine/remote-engine.ts',
+    find: '        this.#state = told;\n        claims.hide',
+    replace: '        claims.hide',
+    suite: engine,
+  },
+  {
+    guard: 'what is told while the devices are being closed is not saved',
+    file: 'src/services/daemon/daemon.ts',
+    find: '    if (this.#sealed) throw stops();\n',
+    replace: '',
+    suite: engine,
   },
 ];
 

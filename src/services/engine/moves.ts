@@ -57,12 +57,13 @@ export class Moves {
 
   /** Throws ENGINES_MOVING (EBUSY) if the device, or any where none is given, is on its way. */
   check(placed?: Placed): void {
-    if (placed ? placed.movesTo !== undefined : this.#under.size > 0) throw moving(placed?.storedName ?? 'all devices');
+    if (placed?.movesTo !== undefined) throw moving(placed.storedName);
+    if (!placed) for (const part of this.#under) throw moving(nameOf(part));
   }
 
   /** Throws ENGINES_MOVING (EBUSY) if one of the disks is that of a device on its way. */
   checkDisks(disks: DiskKeys): void {
-    for (const part of this.#under) if (meet(part.disks, disks)) throw moving(part.state.devices[0]?.name ?? '');
+    for (const part of this.#under) if (meet(part.disks, disks)) throw moving(nameOf(part));
   }
 
   /**
@@ -71,7 +72,8 @@ export class Moves {
    */
   async move(part: Part, from: Engine, to: Engine, toNumber: number, soon: AbortSignal): Promise<void> {
     const { devices, forks } = part.state;
-    const placed = devices.map(({ minor }) => this.#registry.placed(minor)!);
+    // One that is gone by now does not leave.
+    const placed = devices.flatMap(({ minor }) => this.#registry.placed(minor) ?? []);
     const [names, uuids] = [devices.map(({ name }) => name), forks.map(({ uuid }) => uuid)];
     const arrived = () => {
       this.#under.delete(part);
@@ -94,6 +96,8 @@ export class Moves {
       });
   }
 }
+
+const nameOf = ({ state: { devices } }: Part) => devices.map(({ name }) => name).join(' ');
 
 const moving = (name: string) =>
   new DmError('ENGINES_MOVING', 'EBUSY', `Cannot use ${name}: it is moving to another thread, and waits for a disk`, {
