@@ -3,20 +3,21 @@
  * the daemon is killed in the middle of it, again and again. What was acknowledged must be there afterwards, and what was begun be there
  * whole or not at all. `FAULT_ROUNDS` and `FAULT_SEED` as in fault.test.ts.
  */
-import { readdirSync, readFileSync, writeFileSync } from 'node:fs';
+import { readdirSync, readFileSync, watch, writeFileSync } from 'node:fs';
+import { setImmediate as turn } from 'node:timers/promises';
 import { afterEach, beforeEach, expect, test, vi } from 'vitest';
 import { DeviceMapper, type RemoteMapper } from '../../src/api/index.ts';
 import { openDisk } from '../../src/device/open.ts';
 import { type Prng, prng } from '../../src/lib/prng.ts';
 import { bytes, SECTOR } from '../../src/units.ts';
-import { World } from './program.ts';
+import { isRunning, World } from './program.ts';
 
 const ROUNDS = Math.ceil(Number(process.env.FAULT_ROUNDS ?? 100) / 10);
 const SEED = Number(process.env.FAULT_SEED ?? 1);
 const SIZE = 512 * 1024;
 const IMAGES = ['a', 'b', 'c'];
-/** Calls of a round before the daemon is killed, at most. */
-const CALLS_MAX = 60;
+/** Saves of a round before the daemon is killed, at most. */
+const SAVES_MAX = 60;
 /** What a call may be refused with: others are at work on the same devices. */
 const REFUSALS = new Set(['ENGINES_SHARED', 'MERGING', 'DEVICE_OPEN']);
 
@@ -140,17 +141,21 @@ async function refused(work: Promise<unknown>): Promise<boolean> {
   );
 }
 
+/** Killed when the state has just been saved: that is what the next one begins with. */
 async function churnAndKill(dm: RemoteMapper, clients: readonly Client[], random: Prng): Promise<void> {
-  let left = 1 + random.below(CALLS_MAX);
+  const { pid } = await dm.daemon();
+  let left = 1 + random.below(SAVES_MAX);
+  const watcher = watch(world.state, (_event, file) => {
+    if (file === 'state.json' && --left === 0) process.kill(pid, 'SIGKILL');
+  });
   const run = async (client: Client) => {
-    while (left > 0) {
+    while (left > 0)
       await client.step(dm).catch((error) => {
         if (left > 0) throw error;
       });
-      if (--left === 0) await world.kill();
-    }
   };
-  await Promise.all(clients.map(run));
+  await Promise.all(clients.map(run)).finally(() => watcher.close());
+  while (isRunning(pid)) await turn();
 }
 
 /** Before anything is brought back. */
