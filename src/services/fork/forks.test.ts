@@ -10,7 +10,7 @@ import {
   writeFileSync,
 } from 'node:fs';
 import { join } from 'node:path';
-import { describe, expect, test } from 'vitest';
+import { describe, expect, test, vi } from 'vitest';
 import {
   cow,
   directory,
@@ -61,6 +61,15 @@ describe('a fork', () => {
     expect(await read('disk', 0)).toBe(Buffer.alloc(512, 'new').toString());
     expect(await read('disk', 65536)).toBe(Buffer.alloc(512, 'origin. ').toString());
     expect(readFileSync(image).subarray(0, 3).toString()).toBe('new');
+  });
+
+  test('are listed without those that go away meanwhile', async () => {
+    await forks.fork(image, 'dev');
+    await forks.fork(image, 'other');
+    const listed = await mapper.list();
+    vi.spyOn(mapper, 'list').mockResolvedValueOnce(listed);
+    await forks.drop('other');
+    expect((await forks.volumes()).map(({ name }) => name)).toEqual(['dev', 'disk']);
   });
 
   test('never overflows, though every chunk is written on both sides', async () => {

@@ -212,11 +212,14 @@ export class Forks implements ForkControl {
 
   async volumes(): Promise<Volume[]> {
     const infos = await this.#mapper.list();
-    return Promise.all(
-      infos.map((info) =>
-        volumeOf(this.#images, info, { uri: this.#uri(info.name), merge: this.#merges.on(info.name) }),
-      ),
+    const volumes = infos.map((info) =>
+      volumeOf(this.#images, info, { uri: this.#uri(info.name), merge: this.#merges.on(info.name) }).catch((error) => {
+        // It went away since it was listed.
+        if (error instanceof DmError && error.code === 'NO_DEVICE') return undefined;
+        throw error;
+      }),
     );
+    return (await Promise.all(volumes)).filter((volume) => volume !== undefined);
   }
 
   merge(name: string, options?: MergeOptions): Promise<MergeProgress> {
