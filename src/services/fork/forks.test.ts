@@ -67,8 +67,8 @@ describe('a fork', () => {
     await forks.fork(image, 'dev');
     await forks.fork(image, 'other');
     const listed = await mapper.list();
-    vi.spyOn(mapper, 'list').mockResolvedValueOnce(listed);
     await forks.drop('other');
+    vi.spyOn(mapper, 'list').mockResolvedValueOnce(listed);
     expect((await forks.volumes()).map(({ name }) => name)).toEqual(['dev', 'disk']);
   });
 
