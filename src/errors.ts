@@ -17,6 +17,8 @@ export const ERRNO = {
   EEXIST: [17, 'File exists'],
   ENODEV: [19, 'No such device'],
   EINVAL: [22, 'Invalid argument'],
+  ENOTBLK: [15, 'Block device required'],
+  EILSEQ: [84, 'Invalid or incomplete multibyte or wide character'],
   ENOTTY: [25, 'Inappropriate ioctl for device'],
   EFBIG: [27, 'File too large'],
   ENOSPC: [28, 'No space left on device'],

@@ -76,3 +76,10 @@ const endian = (little: boolean) => ({
 export const { u8, u16, u32, u64 } = endian(true);
 /** Big-endian, as NBD speaks. */
 export const big = endian(false);
+
+/** A u64 of which every bit counts: an identifier, not an amount. */
+export const wide: Field<bigint> = {
+  size: 8,
+  get: (view, at) => view.getBigUint64(at, true),
+  set: (view, at, value) => view.setBigUint64(at, value, true),
+};

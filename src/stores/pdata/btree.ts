@@ -1,0 +1,475 @@
+/**
+ * B-trees whose nodes are never overwritten (Linux `dm-btree.c`, `dm-btree-remove.c`). Two things are done on the way down,
+ * so that no step has to be undone: a node that is full makes room before its child may need it, and children that are about to
+ * lose an entry are evened out first. An operation returns the new root.
+ *
+ * A tree of several levels is a tree whose values are roots of trees.
+ */
+import { FormatError } from '../../errors.ts';
+import * as node from '../../formats/pdata/node.ts';
+import { CHILD, NODE } from '../../formats/pdata/node.ts';
+import type { Block } from './blocks.ts';
+import { append, redistribute2, redistribute3, shift } from './redistribute.ts';
+import type { Transaction } from './transaction.ts';
+
+/** What values lead to, and keep. All three take what lies in a leaf, where it lies. */
+export interface ValueType {
+  /** Bytes. */
+  readonly size: number;
+  /** `count` values from index `first` on have one more owner. */
+  inc?(leaf: Block, first: number, count: number): void;
+  /** They have one less. */
+  dec?(leaf: Block, first: number, count: number): void;
+  /** The value at `i` leads to the same as `value`. */
+  equal?(leaf: Block, i: number, value: Uint8Array): boolean;
+}
+
+/** Entries that a neighbour must have free to take some. */
+const SPARE = 8;
+
+/** Calls `each(begin, end)` for runs of consecutive numbers, in order. */
+export function eachRun(
+  leaf: Block,
+  first: number,
+  count: number,
+  number: (leaf: Block, i: number) => number,
+  each: (begin: number, end: number) => void,
+): void {
+  for (let i = first, end = first + count; i < end; ) {
+    const begin = number(leaf, i);
+    let length = 1;
+    while (i + length < end && number(leaf, i + length) === begin + length) length++;
+    each(begin, begin + length);
+    i += length;
+  }
+}
+
+/** Where an operation is: the node it works on and its parent, both of them new. */
+interface Spine {
+  parent: Block | undefined;
+  current: Block | undefined;
+  /** The first one. */
+  root: number;
+}
+
+export class Btree {
+  readonly #transaction: Transaction;
+  readonly #levels: number;
+  readonly #values: ValueType;
+  readonly #children: ValueType;
+  /** Of the entry that `find` or `next` found. */
+  leaf!: Block;
+  index = 0;
+  /** The last `insert` made a new entry. */
+  inserted = false;
+  /** What `removeRange` has removed, and where it stopped. */
+  removed = 0;
+  reached = 0;
+
+  constructor(transaction: Transaction, levels: number, values: ValueType) {
+    this.#transaction = transaction;
+    this.#levels = levels;
+    this.#values = values;
+    const inc = (begin: number, end: number) => transaction.spaceMap.inc(begin, end);
+    const dec = (begin: number, end: number) => transaction.spaceMap.dec(begin, end);
+    this.#children = {
+      size: CHILD,
+      inc: (leaf, first, count) => eachRun(leaf, first, count, node.child, inc),
+      dec: (leaf, first, count) => eachRun(leaf, first, count, node.child, dec),
+    };
+  }
+
+  /** The root of a tree without entries. */
+  empty(): number {
+    const block = this.#transaction.newBlock(NODE);
+    node.format(block, true, this.#values.size);
+    return block.number;
+  }
+
+  /** Where in `leaf` the value of the entry lies. */
+  get valueAt(): number {
+    return node.valueAt(this.leaf, this.index);
+  }
+
+  /** Looks an entry up: true, and it is at `index` of `leaf`. */
+  find(root: number, ...keys: number[]): boolean {
+    for (let level = 0; level < keys.length; level++) {
+      const leaf = this.#descendTo(root, keys[level]);
+      const i = leaf ? node.lower(leaf, keys[level]) : -1;
+      if (!leaf || i < 0 || node.key(leaf, i) !== keys[level]) return false;
+      this.leaf = leaf;
+      this.index = i;
+      if (level < keys.length - 1) root = node.child(leaf, i);
+    }
+    return true;
+  }
+
+  #descendTo(root: number, key: number): Block | undefined {
+    for (let number = root, depth = 0; ; depth++) {
+      const block = this.#get(number, depth);
+      if (node.isLeaf(block)) return block;
+      const i = node.lower(block, key);
+      if (i < 0) return undefined;
+      number = node.child(block, i);
+    }
+  }
+
+  /** Sixty-four levels are more than 2^40 blocks can have: what is deeper leads back to itself. */
+  #get(number: number, depth: number): Block {
+    if (depth > 64)
+      throw new FormatError(
+        'METADATA_TREE',
+        'EILSEQ',
+        `The B-tree node ${number} of the metadata leads back to itself`,
+      );
+    return this.#transaction.get(number, NODE);
+  }
+
+  /** The first entry of a tree of one level whose key is not below `key`: true, and it is at `index` of `leaf`. */
+  next(root: number, key: number, depth = 0): boolean {
+    const block = this.#get(root, depth);
+    if (node.isLeaf(block)) {
+      this.leaf = block;
+      this.index = node.upper(block, key);
+      return this.index < node.nr(block);
+    }
+    const i = Math.max(node.lower(block, key), 0);
+    if (i < node.nr(block) && this.next(node.child(block, i), key, depth + 1)) return true;
+    return i + 1 < node.nr(block) && this.next(node.child(block, i + 1), key, depth + 1);
+  }
+
+  /** The largest key of a tree of one level, or -1. */
+  highest(root: number): number {
+    for (let number = root, depth = 0; ; depth++) {
+      const block = this.#get(number, depth);
+      const count = node.nr(block);
+      if (count === 0) return -1;
+      if (node.isLeaf(block)) return node.key(block, count - 1);
+      number = node.child(block, count - 1);
+    }
+  }
+
+  /** Puts `value` in place of what is there for the keys, or beside it. Sets `inserted`. */
+  insert(root: number, keys: readonly number[], value: Uint8Array): number {
+    const spine: Spine = { parent: undefined, current: undefined, root: -1 };
+    const last = this.#levels - 1;
+    let number = root;
+    let i = -1;
+    for (let level = 0; ; level++) {
+      const key = keys[level];
+      i = this.#makeWay(spine, number, level === last ? this.#values : this.#children, key, i);
+      const current = spine.current!;
+      const absent = i >= node.nr(current) || node.key(current, i) !== key;
+      if (level < last) {
+        if (absent) node.insertAt(current, i, key, childBytes(this.empty()));
+        number = node.child(current, i);
+        continue;
+      }
+      this.inserted = absent;
+      if (absent) node.insertAt(current, i, key, value);
+      else {
+        const { dec, equal } = this.#values;
+        if (dec && !equal?.(current, i, value)) dec(current, i, 1);
+        current.bytes.set(value, node.valueAt(current, i));
+      }
+      return spine.root;
+    }
+  }
+
+  /** Makes the leaf of an entry, which is there, changeable: its value is at `valueAt` of `leaf`. For trees of one level. */
+  change(root: number, key: number): number {
+    const spine: Spine = { parent: undefined, current: undefined, root: -1 };
+    let number = root;
+    let i = -1;
+    for (let depth = 0; ; depth++) {
+      if (depth > 64) this.#get(number, depth);
+      const current = this.#step(spine, number, this.#values, i);
+      i = node.lower(current, key);
+      if (node.isLeaf(current)) {
+        if (i < 0 || node.key(current, i) !== key) throw new RangeError(`no entry ${key} to change`);
+        this.leaf = current;
+        this.index = i;
+        return spine.root;
+      }
+      number = node.child(current, Math.max(i, 0));
+    }
+  }
+
+  /** Removes an entry, which is there. */
+  remove(root: number, ...keys: number[]): number {
+    const spine: Spine = { parent: undefined, current: undefined, root: -1 };
+    let number = root;
+    let i = -1;
+    for (let level = 0; level < this.#levels; level++) {
+      const last = level === this.#levels - 1;
+      i = this.#removeWalk(spine, last ? this.#values : this.#children, number, keys[level], i);
+      const leaf = spine.current!;
+      if (i < 0 || node.key(leaf, i) !== keys[level]) throw new RangeError(`no entry ${keys} to remove`);
+      if (!last) number = node.child(leaf, i);
+    }
+    const leaf = spine.current!;
+    this.#values.dec?.(leaf, i, 1);
+    node.deleteAt(leaf, i);
+    return spine.root;
+  }
+
+  /**
+   * Removes entries of a tree of one level from the first on that is not below `begin`, below `end`, up to the end of its leaf.
+   * Sets `removed`, and `reached`: the key to go on with. The attempt that finds nothing more evens out nodes as the others do.
+   */
+  removeLeaves(root: number, begin: number, end: number): number {
+    this.removed = 0;
+    this.reached = begin;
+    for (;;) {
+      const spine: Spine = { parent: undefined, current: undefined, root: -1 };
+      const i = Math.max(this.#removeWalk(spine, this.#values, root, this.reached, -1), 0);
+      root = spine.root;
+      const leaf = spine.current!;
+      if (i >= node.nr(leaf)) return root;
+      const key = node.key(leaf, i);
+      if (key < this.reached || key >= end) return root;
+      this.#values.dec?.(leaf, i, 1);
+      node.deleteAt(leaf, i);
+      this.reached = key + 1;
+      this.removed++;
+    }
+  }
+
+  /** Lets go of a whole tree, and of what only that led to. */
+  delete(root: number, level = 0, depth = 0): void {
+    const { spaceMap } = this.#transaction;
+    if (spaceMap.count(root) > 1) {
+      spaceMap.dec(root, root + 1);
+      return;
+    }
+    const block = this.#get(root, depth);
+    const count = node.nr(block);
+    if (!node.isLeaf(block)) for (let i = 0; i < count; i++) this.delete(node.child(block, i), level, depth + 1);
+    else if (level < this.#levels - 1) for (let i = 0; i < count; i++) this.delete(node.child(block, i), level + 1, 0);
+    else if (count > 0) this.#values.dec?.(block, 0, count);
+    spaceMap.dec(root, root + 1);
+  }
+
+  /** Makes a node changeable; what it leads to has one more parent if the old one stays in use. */
+  #shadow(number: number, values: ValueType): Block {
+    const block = this.#transaction.shadow(number, NODE);
+    if (this.#transaction.shared) this.#incChildren(block, values);
+    return block;
+  }
+
+  #incChildren(block: Block, values: ValueType): void {
+    const { inc } = node.isLeaf(block) ? values : this.#children;
+    if (node.nr(block) > 0) inc?.(block, 0, node.nr(block));
+  }
+
+  #shadowChild(parent: Block, i: number, values: ValueType): Block {
+    const block = this.#shadow(node.child(parent, i), values);
+    node.setChild(parent, i, block.number);
+    return block;
+  }
+
+  /** Makes node `number` changeable, the one below the current one. `i`: its place there, or -1 for the root of all. */
+  #step(spine: Spine, number: number, values: ValueType, i: number): Block {
+    const block = this.#shadow(number, values);
+    spine.parent = spine.current;
+    spine.current = block;
+    if (spine.root < 0) spine.root = block.number;
+    if (spine.parent && i >= 0) node.setChild(spine.parent, i, block.number);
+    return block;
+  }
+
+  /** Goes down to the leaf for `key`, so that an entry can be put there; returns its place. */
+  #makeWay(spine: Spine, root: number, values: ValueType, key: number, i: number): number {
+    let number = root;
+    for (let top = true, depth = 0; ; top = false, depth++) {
+      if (depth > 64) this.#get(number, depth);
+      let current = this.#step(spine, number, values, i);
+      if (node.nr(current) === node.max(current) && !(node.isLeaf(current) && holds(current, key))) {
+        if (top) this.#splitBeneath(current);
+        else this.#makeRoom(spine, values, i, key);
+        current = spine.current!;
+      }
+      i = node.lower(current, key);
+      if (node.isLeaf(current)) return i < 0 || node.key(current, i) !== key ? i + 1 : i;
+      if (i < 0) {
+        node.setKey(current, 0, key);
+        i = 0;
+      }
+      number = node.child(current, i);
+    }
+  }
+
+  /** A root that is full becomes the parent of its two halves. */
+  #splitBeneath(root: Block): void {
+    const count = node.nr(root);
+    const half = Math.floor(count / 2);
+    const left = this.#newLike(root);
+    const right = this.#newLike(root);
+    node.copy(root, 0, left, 0, half);
+    node.setNr(left, half);
+    node.copy(root, half, right, 0, count - half);
+    node.setNr(right, count - half);
+    node.format(root, false, CHILD);
+    node.setNr(root, 2);
+    for (const [i, half] of [left, right].entries()) {
+      node.setKey(root, i, node.key(half, 0));
+      node.setChild(root, i, half.number);
+    }
+  }
+
+  #newLike(like: Block): Block {
+    const block = this.#transaction.newBlock(NODE);
+    node.formatAs(block, like);
+    return block;
+  }
+
+  /** The current node, child `i` of its parent, is full: a neighbour takes some, or there is one node more. */
+  #makeRoom(spine: Spine, values: ValueType, i: number, key: number): void {
+    const parent = spine.parent!;
+    const current = spine.current!;
+    const { spaceMap } = this.#transaction;
+    let leftShared = false;
+    let rightShared = false;
+    if (i > 0) {
+      const number = node.child(parent, i - 1);
+      leftShared = spaceMap.moreThanOne(number);
+      if (!leftShared && hasRoom(this.#transaction.get(number, NODE))) {
+        const left = this.#shadowChild(parent, i - 1, values);
+        redistribute2(left, current);
+        node.setKey(parent, i, node.key(current, 0));
+        if (key < node.key(current, 0)) spine.current = left;
+        return;
+      }
+    }
+    if (i < node.nr(parent) - 1) {
+      const number = node.child(parent, i + 1);
+      rightShared = spaceMap.moreThanOne(number);
+      if (!rightShared && hasRoom(this.#transaction.get(number, NODE))) {
+        const right = this.#shadowChild(parent, i + 1, values);
+        redistribute2(current, right);
+        node.setKey(parent, i + 1, node.key(right, 0));
+        if (key >= node.key(right, 0)) spine.current = right;
+        return;
+      }
+    }
+    if (leftShared || rightShared || node.nr(parent) <= 2 || i === 0 || i + 1 === node.nr(parent)) {
+      const right = this.#newLike(current);
+      redistribute2(current, right);
+      node.insertAt(parent, i + 1, node.key(right, 0), childBytes(right.number));
+      if (key >= node.key(right, 0)) spine.current = right;
+      return;
+    }
+    // Three nodes are made of two.
+    const left = this.#shadowChild(parent, i - 1, values);
+    const center = this.#newLike(left);
+    redistribute3(left, center, current);
+    node.setKey(parent, i, node.key(current, 0));
+    node.insertAt(parent, i, node.key(center, 0), childBytes(center.number));
+    if (key < node.key(center, 0)) spine.current = left;
+    else if (key < node.key(current, 0)) spine.current = center;
+  }
+
+  /** Goes down to the leaf for `key`, from which something is to be removed; returns the place of the last key not above it. */
+  #removeWalk(spine: Spine, values: ValueType, root: number, key: number, i: number): number {
+    let number = root;
+    for (let depth = 0; ; depth++) {
+      if (depth > 64) this.#get(number, depth);
+      const current = this.#step(spine, number, values, i);
+      if (!node.isLeaf(current)) this.#evenOut(current, values, key);
+      i = node.lower(current, key);
+      if (node.isLeaf(current) || i < 0) return i;
+      number = node.child(current, i);
+    }
+  }
+
+  /** Evens out the child for `key` and those beside it, so that none gets too small. */
+  #evenOut(parent: Block, values: ValueType, key: number): void {
+    if (node.nr(parent) === 1) {
+      const number = node.child(parent, 0);
+      const only = this.#transaction.get(number, NODE);
+      const shared = this.#transaction.spaceMap.moreThanOne(number);
+      parent.bytes.set(only.bytes);
+      if (shared) this.#incChildren(parent, values);
+      this.#transaction.spaceMap.dec(number, number + 1);
+      return;
+    }
+    const i = node.lower(parent, key);
+    if (i < 0) return;
+    if (i === 0) this.#rebalance2(parent, values, 0);
+    else if (i === node.nr(parent) - 1) this.#rebalance2(parent, values, i - 1);
+    else this.#rebalance3(parent, values, i);
+  }
+
+  #rebalance2(parent: Block, values: ValueType, l: number): void {
+    const left = this.#shadowChild(parent, l, values);
+    const right = this.#shadowChild(parent, l + 1, values);
+    this.#balance2(parent, l, left, right);
+  }
+
+  #balance2(parent: Block, l: number, left: Block, right: Block): void {
+    const total = node.nr(left) + node.nr(right);
+    if (total < 2 * (Math.floor(node.max(left) / 3) + 1)) {
+      append(left, right, node.nr(right));
+      node.deleteAt(parent, l + 1);
+      this.#transaction.spaceMap.dec(right.number, right.number + 1);
+      return;
+    }
+    shift(left, right, node.nr(left) - Math.floor(total / 2));
+    node.setKey(parent, l + 1, node.key(right, 0));
+  }
+
+  #rebalance3(parent: Block, values: ValueType, c: number): void {
+    const left = this.#shadowChild(parent, c - 1, values);
+    const center = this.#shadowChild(parent, c, values);
+    const right = this.#shadowChild(parent, c + 1, values);
+    const total = node.nr(left) + node.nr(center) + node.nr(right);
+    if (total < 4 * Math.floor(node.max(left) / 3) + 1) {
+      const taken = Math.min(node.max(left) - node.nr(left), node.nr(center));
+      append(left, center, taken);
+      shift(center, right, node.nr(center) - taken);
+      node.setKey(parent, c + 1, node.key(right, 0));
+      node.deleteAt(parent, c);
+      this.#transaction.spaceMap.dec(center.number, center.number + 1);
+      this.#balance2(parent, c - 1, left, right);
+      return;
+    }
+    const wantRight = Math.floor(total / 3);
+    const wantLeft = wantRight + (wantRight * 3 === total ? 0 : 1);
+    if (node.nr(left) < node.nr(right)) {
+      let surplus = node.nr(left) - wantLeft;
+      if (surplus < 0 && node.nr(center) < -surplus) {
+        surplus += node.nr(center);
+        shift(left, center, -node.nr(center));
+        shift(left, right, surplus);
+      } else shift(left, center, surplus);
+      shift(center, right, wantRight - node.nr(right));
+    } else {
+      let lack = wantRight - node.nr(right);
+      if (lack > 0 && node.nr(center) < lack) {
+        lack -= node.nr(center);
+        shift(center, right, node.nr(center));
+        shift(left, right, lack);
+      } else shift(center, right, lack);
+      shift(left, center, node.nr(left) - wantLeft);
+    }
+    node.setKey(parent, c, node.key(center, 0));
+    node.setKey(parent, c + 1, node.key(right, 0));
+  }
+}
+
+const childNumber = new Uint8Array(CHILD);
+const childView = new DataView(childNumber.buffer);
+
+/** As a value; valid until the next call. */
+function childBytes(number: number): Uint8Array {
+  childView.setUint32(0, number % 2 ** 32, true);
+  childView.setUint32(4, Math.floor(number / 2 ** 32), true);
+  return childNumber;
+}
+
+const hasRoom = (block: Block): boolean => node.max(block) - node.nr(block) >= SPARE;
+
+function holds(leaf: Block, key: number): boolean {
+  const i = node.lower(leaf, key);
+  return i >= 0 && node.key(leaf, i) === key;
+}

@@ -1,0 +1,56 @@
+/** Moving entries between nodes that lie side by side. What is left behind where they were is left as it is. */
+import * as node from '../../formats/pdata/node.ts';
+import type { Block } from './blocks.ts';
+
+/** Moves the last `count` entries of `left` to the front of `right`, or, if negative, the first of `right` behind `left`. */
+export function shift(left: Block, right: Block, count: number): void {
+  const [nl, nrr] = [node.nr(left), node.nr(right)];
+  if (count > 0) {
+    node.copy(right, 0, right, count, nrr);
+    node.copy(left, nl - count, right, 0, count);
+  } else {
+    node.copy(right, 0, left, nl, -count);
+    node.copy(right, -count, right, 0, nrr + count);
+  }
+  node.setNr(left, nl - count);
+  node.setNr(right, nrr + count);
+}
+
+/** Copies the first `count` entries of a node that is going behind those of another. */
+export function append(to: Block, from: Block, count: number): void {
+  node.copy(from, 0, to, node.nr(to), count);
+  node.setNr(to, node.nr(to) + count);
+}
+
+export function redistribute2(left: Block, right: Block): void {
+  const total = node.nr(left) + node.nr(right);
+  shift(left, right, node.nr(left) - Math.floor(total / 2));
+}
+
+/** `center` is empty. */
+export function redistribute3(left: Block, center: Block, right: Block): void {
+  const [nl, nrr] = [node.nr(left), node.nr(right)];
+  const total = nl + nrr;
+  const wantLeft = Math.floor(total / 3);
+  const wantCenter = Math.floor((total - wantLeft) / 2);
+  const wantRight = total - wantLeft - wantCenter;
+  if (nl < wantLeft) {
+    const short = wantLeft - nl;
+    node.copy(right, 0, left, nl, short);
+    node.copy(right, short, center, 0, wantCenter);
+    node.copy(right, short + wantCenter, right, 0, wantRight);
+  } else if (nl < wantLeft + wantCenter) {
+    const extra = nl - wantLeft;
+    node.copy(left, wantLeft, center, 0, extra);
+    node.copy(right, 0, center, extra, wantCenter - extra);
+    node.copy(right, wantCenter - extra, right, 0, wantRight);
+  } else {
+    const extra = wantRight - nrr;
+    node.copy(right, 0, right, extra, nrr);
+    node.copy(left, nl - extra, right, 0, extra);
+    node.copy(left, wantLeft, center, 0, wantCenter);
+  }
+  node.setNr(left, wantLeft);
+  node.setNr(center, wantCenter);
+  node.setNr(right, wantRight);
+}
