@@ -259,6 +259,24 @@ describe('66. in use while a batch is on its way', () => {
     await ended(rig);
     expect(rig.peek(origin, 2 * C, 1)).toEqual(originData(9, 1));
   });
+
+  test('a write into a batch that waits for another one before it copies lands on the origin', async () => {
+    const { rig, cow, origin, C } = await inFlight();
+    cow.hold = (operation, sector) => operation === 'write' && sector >= 16;
+    const first = rig.write('origin', 2 * C, originData(9, 1));
+    await cow.held(1);
+    origin.go();
+    while (areaOf(rig, cow, 8).length > 1) await turns(1);
+    await turns();
+    const second = rig.write('origin', 2 * C + 1, originData(10, 1));
+    await turns();
+    cow.go(0);
+    await first;
+    await ended(rig);
+    cow.go();
+    await second;
+    expect(rig.peek(origin, 2 * C, 2)).toEqual(Buffer.concat([originData(9, 1), originData(10, 1)]));
+  });
 });
 
 describe('67. another snapshot of the origin', () => {
