@@ -99,7 +99,7 @@ export abstract class PosixDevice implements BlockDevice {
   /** Where another program or machine keeps the file: as it was when last asked, and it is asked again for the next time. */
   get size(): Bytes {
     if (this.#remote) this.#askSize();
-    else this.sizeIs(this.system ? this.system.seek(this.fd, 0, SEEK_END) : this.slowSize());
+    else this.sizeIs(this.system ? Math.max(0, this.system.seek(this.fd, 0, SEEK_END)) : this.slowSize());
     return bytes(this.#known);
   }
 

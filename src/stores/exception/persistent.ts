@@ -136,6 +136,7 @@ export class PersistentStore implements ExceptionStore {
   settle(newChunk: number, ok: boolean): void {
     const i = this.#find(newChunk);
     const allocation = this.#queue[i];
+    if (allocation?.newChunk !== newChunk) throw new RangeError(`chunk ${newChunk} is not under way`);
     if (ok) {
       allocation.state = 'settled';
       this.#settled++;
