@@ -61,6 +61,18 @@ export const child = (node: BlockData, i: number): number => u64.get(node.view, 
 export const setChild = (node: BlockData, i: number, number: number): void =>
   u64.set(node.view, HEADER + 8 * max(node) + 8 * i, number);
 
+/**
+ * What is wrong with a node of a tree whose leaves hold values of `size` bytes. A block that is a node is not always one of the tree
+ * that leads to it.
+ */
+export function misfit(node: BlockData, size: number): string | undefined {
+  const leaf = isLeaf(node);
+  const wanted = leaf ? size : CHILD;
+  if (valueSize(node) !== wanted) return `its values have ${valueSize(node)} bytes in place of ${wanted}`;
+  if (max(node) !== maxEntries(wanted)) return `it has room for ${max(node)} entries in place of ${maxEntries(wanted)}`;
+  if (!leaf && nr(node) === 0) return 'it has no children';
+}
+
 /** Index of the last key that is not above `wanted`, or -1. */
 export function lower(node: BlockData, wanted: number): number {
   let low = -1;

@@ -28,6 +28,25 @@ export const diskIndexEntry = struct({
   noneFreeBefore: u32, // a hint
 });
 
+export interface IndexEntry {
+  blocknr: number;
+  nrFree: number;
+  noneFreeBefore: number;
+}
+
+/** As `diskIndexEntry.get`, into an object that is there. */
+export function readIndexEntry(view: DataView, at: number, into: IndexEntry): void {
+  into.blocknr = u64.get(view, at);
+  into.nrFree = view.getUint32(at + diskIndexEntry.at.nrFree, true);
+  into.noneFreeBefore = view.getUint32(at + diskIndexEntry.at.noneFreeBefore, true);
+}
+
+export function writeIndexEntry(view: DataView, at: number, entry: Readonly<IndexEntry>): void {
+  u64.set(view, at, entry.blocknr);
+  view.setUint32(at + diskIndexEntry.at.nrFree, entry.nrFree, true);
+  view.setUint32(at + diskIndexEntry.at.noneFreeBefore, entry.noneFreeBefore, true);
+}
+
 /** In the index block, of the space map of metadata: as many entries as fit. */
 export const INDEX_AT = 16;
 export const INDEX_ENTRIES = 255;

@@ -22,7 +22,7 @@ import {
 } from '../../formats/pdata/block.ts';
 import { bytes } from '../../units.ts';
 
-/** Memory that an operation may change. */
+/** Memory that an operation may change, of a block's size at most. */
 export interface Cell {
   readonly bytes: Uint8Array;
   /** The operation that changed it last. */
@@ -50,27 +50,43 @@ export interface Block extends BlockData, Cell {
   recent: boolean;
 }
 
-/** Thrown by an operation: a block is not in memory. */
+/** What a cell held before the operation that runs. */
+interface Saved {
+  cell: Cell;
+  readonly bytes: Uint8Array;
+  /** Of a block. */
+  kind: Kind | undefined;
+  dirty: boolean;
+}
+
+/** Thrown by an operation: blocks are not in memory. The first one it cannot do without. */
 class Missing {
-  number = 0;
+  numbers: readonly number[] = [];
   kind!: Kind;
 }
 const missing = new Missing();
 
 /** Blocks in memory that are as on the device, at most: 32 MiB. */
 const CLEAN_MAX = 8192;
-/** Blocks written in one go. */
+/** Blocks written in one go, and bytes on their way at once. */
 const RUN_MAX = 64;
+const WRITING_MAX = 8 * 2 ** 20;
+/** Copies of cells that are kept for the operations to come. */
+const SAVED_MAX = 64;
 
 export class Blocks {
   readonly device: BlockDevice;
   readonly #blocks = new Map<number, Block>();
-  #dirty = 0;
+  /** Those that a commit has to write. */
+  readonly #dirty = new Set<Block>();
+  /** Being read. What is made anew or forgotten meanwhile is taken out: what was read of it is of yesterday. */
+  readonly #reads = new Map<number, Promise<void>>();
   /** Of the operation that runs, or ran last. */
   #operation = 0;
   #running = false;
-  /** What cells held before the operation that runs. */
-  readonly #before: { cell: Cell; bytes: Uint8Array; kind: Kind | undefined; dirty: boolean }[] = [];
+  /** The first `#savedCount` are of the operation that runs. */
+  readonly #saved: Saved[] = [];
+  #savedCount = 0;
   readonly #made: Block[] = [];
   readonly #undo: (() => void)[] = [];
 
@@ -80,7 +96,12 @@ export class Blocks {
 
   /** Blocks that a commit has to write. */
   get dirty(): number {
-    return this.#dirty;
+    return this.#dirty.size;
+  }
+
+  /** Which operation runs, or ran last. */
+  get operation(): number {
+    return this.#operation;
   }
 
   /** Called when an operation is undone: puts back what is not in a cell. */
@@ -88,21 +109,34 @@ export class Blocks {
     this.#undo.push(undo);
   }
 
-  /** Carries out an operation, which must not do anything that is not in cells. */
+  /**
+   * Carries out an operation, which must not do anything that is not in cells, unless nothing can fail after it. Operations that
+   * wait for a block let others run: who needs an order sees to it.
+   */
   run<T>(operation: () => T): Maybe<T> {
     try {
       return this.#attempt(operation);
     } catch (error) {
-      if (error !== missing) throw error;
-      return this.#again(operation);
+      return this.again(error, () => this.#attempt(operation));
     }
+  }
+
+  /** For an operation that changes nothing and threw `error`: reads what it missed, and lets it run again. Else throws `error`. */
+  again<T>(error: unknown, operation: () => T): Promise<T> {
+    if (error !== missing) throw error;
+    return this.#again(operation);
   }
 
   async #again<T>(operation: () => T): Promise<T> {
     for (;;) {
-      await this.load(missing.number, missing.kind);
+      const { kind, numbers } = missing;
+      const ahead = numbers.slice(1).map((number) => this.load(number, kind));
+      // Who needs one of these will ask for it, and hears of its error then.
+      for (const read of ahead) read.catch(() => {});
+      await this.load(numbers[0], kind);
+      await Promise.allSettled(ahead);
       try {
-        return this.#attempt(operation);
+        return operation();
       } catch (error) {
         if (error !== missing) throw error;
       }
@@ -110,10 +144,10 @@ export class Blocks {
   }
 
   #attempt<T>(operation: () => T): T {
-    if (this.#running) return operation();
+    if (this.#running) throw new Error('an operation within an operation');
     this.#running = true;
     this.#operation++;
-    this.#before.length = 0;
+    this.#savedCount = 0;
     this.#made.length = 0;
     try {
       return operation();
@@ -122,22 +156,24 @@ export class Blocks {
       throw error;
     } finally {
       this.#running = false;
+      if (this.#saved.length > SAVED_MAX) this.#saved.length = SAVED_MAX;
     }
   }
 
   #putBack(): void {
     for (const block of this.#made) {
       this.#blocks.delete(block.number);
-      this.#dirty--;
+      this.#dirty.delete(block);
     }
-    for (const { cell, bytes, kind, dirty } of this.#before) {
-      cell.bytes.set(bytes);
+    for (let i = 0; i < this.#savedCount; i++) {
+      const { cell, bytes, kind, dirty } = this.#saved[i];
+      cell.bytes.set(bytes.length === cell.bytes.length ? bytes : bytes.subarray(0, cell.bytes.length));
       cell.changedBy = 0;
       if (!kind) continue;
       const block = cell as Block;
       block.kind = kind;
-      if (block.dirty && !dirty) this.#dirty--;
       block.dirty = dirty;
+      if (!dirty) this.#dirty.delete(block);
     }
     for (const undo of this.#undo) undo();
   }
@@ -147,21 +183,25 @@ export class Blocks {
     if (cell.changedBy === this.#operation) return;
     cell.changedBy = this.#operation;
     const block = cell as Partial<Block>;
-    this.#before.push({ cell, bytes: cell.bytes.slice(), kind: block.kind, dirty: block.dirty ?? false });
-    if (block.kind && !block.dirty) {
-      block.dirty = true;
-      this.#dirty++;
-    }
+    const saved = (this.#saved[this.#savedCount++] ??= {
+      cell,
+      bytes: new Uint8Array(BLOCK_BYTES),
+      kind: undefined,
+      dirty: false,
+    });
+    saved.cell = cell;
+    saved.bytes.set(cell.bytes);
+    saved.kind = block.kind;
+    saved.dirty = block.dirty ?? false;
+    if (!block.kind || block.dirty) return;
+    block.dirty = true;
+    this.#dirty.add(cell as Block);
   }
 
   /** A block that is in memory. Throws what ends the operation when it is not. */
   get(number: number, kind: Kind): Block {
     const block = this.#blocks.get(number);
-    if (!block) {
-      missing.number = number;
-      missing.kind = kind;
-      throw missing;
-    }
+    if (!block) throw miss([number], kind);
     if (block.kind !== kind)
       throw new FormatError(
         'METADATA_KIND',
@@ -170,6 +210,16 @@ export class Blocks {
       );
     block.recent = true;
     return block;
+  }
+
+  has(number: number): boolean {
+    return this.#blocks.has(number);
+  }
+
+  /** Of these, those that are not in memory are read together, once for all. */
+  need(numbers: readonly number[], kind: Kind): void {
+    const absent = numbers.filter((number) => !this.#blocks.has(number));
+    if (absent.length > 0) throw miss(absent, kind);
   }
 
   /** A block of zeroes, whatever it was, for the operation that runs to fill. */
@@ -182,32 +232,52 @@ export class Blocks {
     } else {
       const data = blockData();
       block = { ...data, number, kind, dirty: true, recent: true, changedBy: this.#operation };
+      this.#reads.delete(number);
       this.#blocks.set(number, block);
-      this.#dirty++;
+      this.#dirty.add(block);
       this.#made.push(block);
     }
     return block;
   }
 
-  /** Reads and checks a block, unless it is in memory. Rejects with FormatError (ENOTBLK, EILSEQ) or what the device says. */
-  async load(number: number, kind: Kind): Promise<Block> {
-    const found = this.#blocks.get(number);
-    if (found) return found;
+  /**
+   * Reads and checks a block, unless it is in memory; it may be gone again when this resolves. Rejects with FormatError (EINVAL:
+   * there is no such block, ENOTBLK, EILSEQ) or what the device says.
+   */
+  async load(number: number, kind: Kind): Promise<void> {
+    if (this.#blocks.has(number)) return;
+    const known = this.#reads.get(number);
+    if (known) return known;
+    // Known before it begins, so that it sees whether it is still wanted.
+    const read: Promise<void> = Promise.resolve().then(() =>
+      this.#read(number, kind, () => this.#reads.get(number) === read),
+    );
+    this.#reads.set(number, read);
+    try {
+      await read;
+    } finally {
+      if (this.#reads.get(number) === read) this.#reads.delete(number);
+    }
+  }
+
+  async #read(number: number, kind: Kind, wanted: () => boolean): Promise<void> {
+    if ((number + 1) * BLOCK_BYTES > this.device.size)
+      throw new FormatError(
+        'METADATA_BLOCK',
+        'EINVAL',
+        `Block ${number} of the metadata on ${this.device.name}, referred to as ${kind.name}, lies beyond its end`,
+      );
     const data = blockData();
     const wait = this.device.read(bytes(number * BLOCK_BYTES), data.bytes, 0, BLOCK_BYTES);
     if (wait) await wait;
-    // Somebody else may have been faster.
-    const now = this.#blocks.get(number);
-    if (now) return now;
+    if (!wanted()) return;
     checkBlock(data, number, kind, this.device.name);
     this.#makeRoom();
-    const block: Block = { ...data, number, kind, dirty: false, recent: true, changedBy: 0 };
-    this.#blocks.set(number, block);
-    return block;
+    this.#blocks.set(number, { ...data, number, kind, dirty: false, recent: true, changedBy: 0 });
   }
 
   #makeRoom(): void {
-    if (this.#blocks.size - this.#dirty < CLEAN_MAX) return;
+    if (this.#blocks.size - this.#dirty.size < CLEAN_MAX) return;
     // Those that nobody asked for since the last time, a quarter at most.
     let left = CLEAN_MAX / 4;
     for (const block of this.#blocks.values()) {
@@ -220,29 +290,53 @@ export class Blocks {
     }
   }
 
-  /** Writes what differs from the device, but for `except`, in order, neighbours together. Flushes nothing. */
+  /**
+   * Writes what differs from the device, but for `except`, in order, neighbours together. Flushes nothing. Nothing may be changed
+   * until it resolves.
+   */
   async write(except?: number): Promise<void> {
     const dirty: Block[] = [];
-    for (const block of this.#blocks.values()) if (block.dirty && block.number !== except) dirty.push(block);
+    for (const block of this.#dirty) if (block.number !== except) dirty.push(block);
     dirty.sort((a, b) => a.number - b.number);
-    const buffer = new Uint8Array(Math.min(dirty.length, RUN_MAX) * BLOCK_BYTES);
-    for (let i = 0; i < dirty.length; ) {
-      const first = dirty[i].number;
-      let count = 0;
-      while (count < RUN_MAX && dirty[i + count]?.number === first + count) {
-        const block = dirty[i + count];
-        seal(block, block.number, block.kind);
-        buffer.set(block.bytes, count * BLOCK_BYTES);
-        count++;
+    let writing: Promise<void>[] = [];
+    let length = 0;
+    try {
+      for (let i = 0; i < dirty.length; ) {
+        let end = i + 1;
+        while (end < i + RUN_MAX && dirty[end]?.number === dirty[i].number + end - i) end++;
+        const wait = this.#writeRun(dirty, i, end);
+        if (wait) writing.push(wait);
+        length += (end - i) * BLOCK_BYTES;
+        if (length >= WRITING_MAX) {
+          await Promise.all(writing);
+          writing = [];
+          length = 0;
+        }
+        i = end;
       }
-      const wait = this.device.write(bytes(first * BLOCK_BYTES), buffer, 0, count * BLOCK_BYTES);
-      if (wait) await wait;
-      for (const block of dirty.slice(i, i + count)) {
-        block.dirty = false;
-        this.#dirty--;
-      }
-      i += count;
+    } finally {
+      // None may still be on its way when this has failed.
+      await Promise.allSettled(writing);
     }
+    await Promise.all(writing);
+    for (const block of dirty) this.#clean(block);
+  }
+
+  #writeRun(dirty: readonly Block[], begin: number, end: number): Maybe {
+    const { number, bytes: first } = dirty[begin];
+    const single = end === begin + 1;
+    const buffer = single ? first : new Uint8Array((end - begin) * BLOCK_BYTES);
+    for (let i = begin; i < end; i++) {
+      const block = dirty[i];
+      seal(block, block.number, block.kind);
+      if (!single) buffer.set(block.bytes, (i - begin) * BLOCK_BYTES);
+    }
+    return this.device.write(bytes(number * BLOCK_BYTES), buffer, 0, buffer.length);
+  }
+
+  #clean(block: Block): void {
+    block.dirty = false;
+    this.#dirty.delete(block);
   }
 
   /** Writes one block. */
@@ -250,15 +344,21 @@ export class Blocks {
     seal(block, block.number, block.kind);
     const wait = this.device.write(bytes(block.number * BLOCK_BYTES), block.bytes, 0, BLOCK_BYTES);
     if (wait) await wait;
-    if (block.dirty) this.#dirty--;
-    block.dirty = false;
+    this.#clean(block);
   }
 
-  /** Forgets everything that was changed since it was written. */
+  /** Forgets everything, also what was changed since it was written. */
   forget(): void {
     this.#blocks.clear();
-    this.#dirty = 0;
+    this.#dirty.clear();
+    this.#reads.clear();
   }
+}
+
+function miss(numbers: readonly number[], kind: Kind): Missing {
+  missing.numbers = numbers;
+  missing.kind = kind;
+  return missing;
 }
 
 /** Throws FormatError: ENOTBLK for a block of another number, EILSEQ for what its kind does not allow. */

@@ -24,6 +24,22 @@ export interface ValueType {
   equal?(leaf: Block, i: number, value: Uint8Array): boolean;
 }
 
+/**
+ * Levels of nodes, at most. A node that is not the root has at least 84 children, and there are four million blocks: what is deeper
+ * leads back to itself.
+ */
+const DEPTH_MAX = 16;
+
+/** A part of a tree that is going away. */
+export interface Going {
+  readonly number: number;
+  /** Of the trees in it: 0 for that of the first keys. */
+  readonly level: number;
+  readonly depth: number;
+  /** What it leads to has gone. */
+  readonly empty: boolean;
+}
+
 /** Entries that a neighbour must have free to take some. */
 const SPARE = 8;
 
@@ -44,6 +60,8 @@ export function eachRun(
   }
 }
 
+const CHILDREN_MAX = node.maxEntries(CHILD);
+
 /** Where an operation is: the node it works on and its parent, both of them new. */
 interface Spine {
   parent: Block | undefined;
@@ -57,6 +75,7 @@ export class Btree {
   readonly #levels: number;
   readonly #values: ValueType;
   readonly #children: ValueType;
+  readonly #valuesMax: number;
   /** Of the entry that `find` or `next` found. */
   leaf!: Block;
   index = 0;
@@ -70,6 +89,7 @@ export class Btree {
     this.#transaction = transaction;
     this.#levels = levels;
     this.#values = values;
+    this.#valuesMax = node.maxEntries(values.size);
     const inc = (begin: number, end: number) => transaction.spaceMap.inc(begin, end);
     const dec = (begin: number, end: number) => transaction.spaceMap.dec(begin, end);
     this.#children = {
@@ -91,51 +111,68 @@ export class Btree {
     return node.valueAt(this.leaf, this.index);
   }
 
-  /** Looks an entry up: true, and it is at `index` of `leaf`. */
-  find(root: number, ...keys: number[]): boolean {
-    for (let level = 0; level < keys.length; level++) {
-      const leaf = this.#descendTo(root, keys[level]);
-      const i = leaf ? node.lower(leaf, keys[level]) : -1;
-      if (!leaf || i < 0 || node.key(leaf, i) !== keys[level]) return false;
-      this.leaf = leaf;
-      this.index = i;
-      if (level < keys.length - 1) root = node.child(leaf, i);
-    }
-    return true;
-  }
-
-  #descendTo(root: number, key: number): Block | undefined {
+  /** Looks up an entry of a tree of one level: true, and it is at `index` of `leaf`. */
+  find(root: number, key: number): boolean {
     for (let number = root, depth = 0; ; depth++) {
       const block = this.#get(number, depth);
-      if (node.isLeaf(block)) return block;
       const i = node.lower(block, key);
-      if (i < 0) return undefined;
+      if (i < 0) return false;
+      if (node.isLeaf(block)) {
+        this.leaf = block;
+        this.index = i;
+        return node.key(block, i) === key;
+      }
       number = node.child(block, i);
     }
   }
 
-  /** Sixty-four levels are more than 2^40 blocks can have: what is deeper leads back to itself. */
   #get(number: number, depth: number): Block {
-    if (depth > 64)
-      throw new FormatError(
-        'METADATA_TREE',
-        'EILSEQ',
-        `The B-tree node ${number} of the metadata leads back to itself`,
-      );
-    return this.#transaction.get(number, NODE);
+    return this.#checked(this.#transaction.get(number, NODE), depth);
+  }
+
+  /** Throws FormatError for a node that cannot be part of this tree. */
+  #checked(block: Block, depth: number): Block {
+    if (depth > DEPTH_MAX) throw corrupt(block.number, 'leads back to itself');
+    const leaf = node.isLeaf(block);
+    const size = leaf ? this.#values.size : CHILD;
+    const most = leaf ? this.#valuesMax : CHILDREN_MAX;
+    if (node.valueSize(block) !== size || node.max(block) !== most || node.nr(block) === 0) {
+      const wrong = node.misfit(block, this.#values.size);
+      if (wrong) throw corrupt(block.number, `is not part of its tree: ${wrong}`);
+    }
+    return block;
   }
 
   /** The first entry of a tree of one level whose key is not below `key`: true, and it is at `index` of `leaf`. */
-  next(root: number, key: number, depth = 0): boolean {
-    const block = this.#get(root, depth);
-    if (node.isLeaf(block)) {
-      this.leaf = block;
-      this.index = node.upper(block, key);
-      return this.index < node.nr(block);
+  next(root: number, key: number): boolean {
+    let right = -1;
+    let rightDepth = 0;
+    for (let number = root, depth = 0; ; depth++) {
+      const block = this.#get(number, depth);
+      if (node.isLeaf(block)) {
+        this.leaf = block;
+        this.index = node.upper(block, key);
+        if (this.index < node.nr(block)) return true;
+        break;
+      }
+      const i = Math.max(node.lower(block, key), 0);
+      if (i + 1 < node.nr(block)) {
+        right = node.child(block, i + 1);
+        rightDepth = depth + 1;
+      }
+      number = node.child(block, i);
     }
-    const i = Math.max(node.lower(block, key), 0);
-    if (i < node.nr(block) && this.next(node.child(block, i), key, depth + 1)) return true;
-    return i + 1 < node.nr(block) && this.next(node.child(block, i + 1), key, depth + 1);
+    // All in the nearest subtree to the right is above.
+    if (right < 0) return false;
+    for (let number = right, depth = rightDepth; ; depth++) {
+      const block = this.#get(number, depth);
+      if (node.isLeaf(block)) {
+        this.leaf = block;
+        this.index = 0;
+        return node.nr(block) > 0;
+      }
+      number = node.child(block, 0);
+    }
   }
 
   /** The largest key of a tree of one level, or -1. */
@@ -147,6 +184,24 @@ export class Btree {
       if (node.isLeaf(block)) return node.key(block, count - 1);
       number = node.child(block, count - 1);
     }
+  }
+
+  /** Brings the leaves of a tree of one level from `begin` on, below `end`, into memory together, `most` at most. */
+  ahead(root: number, begin: number, end: number, most: number): void {
+    let parent: Block | undefined;
+    let i = 0;
+    for (let number = root, depth = 0; ; depth++) {
+      const block = this.#get(number, depth);
+      if (node.isLeaf(block)) break;
+      parent = block;
+      i = Math.max(node.lower(block, begin), 0);
+      number = node.child(block, i);
+    }
+    if (!parent) return;
+    const leaves: number[] = [];
+    for (; i < node.nr(parent) && node.key(parent, i) < end && leaves.length < most; i++)
+      leaves.push(node.child(parent, i));
+    this.#transaction.blocks.need(leaves, NODE);
   }
 
   /** Puts `value` in place of what is there for the keys, or beside it. Sets `inserted`. */
@@ -182,11 +237,10 @@ export class Btree {
     let number = root;
     let i = -1;
     for (let depth = 0; ; depth++) {
-      if (depth > 64) this.#get(number, depth);
-      const current = this.#step(spine, number, this.#values, i);
+      const current = this.#step(spine, number, this.#values, i, depth);
       i = node.lower(current, key);
       if (node.isLeaf(current)) {
-        if (i < 0 || node.key(current, i) !== key) throw new RangeError(`no entry ${key} to change`);
+        if (i < 0 || node.key(current, i) !== key) throw corrupt(current.number, `has no entry ${key}`);
         this.leaf = current;
         this.index = i;
         return spine.root;
@@ -195,19 +249,12 @@ export class Btree {
     }
   }
 
-  /** Removes an entry, which is there. */
-  remove(root: number, ...keys: number[]): number {
+  /** Removes an entry of a tree of one level, which is there. */
+  remove(root: number, key: number): number {
     const spine: Spine = { parent: undefined, current: undefined, root: -1 };
-    let number = root;
-    let i = -1;
-    for (let level = 0; level < this.#levels; level++) {
-      const last = level === this.#levels - 1;
-      i = this.#removeWalk(spine, last ? this.#values : this.#children, number, keys[level], i);
-      const leaf = spine.current!;
-      if (i < 0 || node.key(leaf, i) !== keys[level]) throw new RangeError(`no entry ${keys} to remove`);
-      if (!last) number = node.child(leaf, i);
-    }
+    const i = this.#removeWalk(spine, this.#values, root, key, -1);
     const leaf = spine.current!;
+    if (i < 0 || node.key(leaf, i) !== key) throw corrupt(leaf.number, `has no entry ${key}`);
     this.#values.dec?.(leaf, i, 1);
     node.deleteAt(leaf, i);
     return spine.root;
@@ -236,22 +283,50 @@ export class Btree {
   }
 
   /** Lets go of a whole tree, and of what only that led to. */
-  delete(root: number, level = 0, depth = 0): void {
-    const { spaceMap } = this.#transaction;
-    if (spaceMap.count(root) > 1) {
-      spaceMap.dec(root, root + 1);
-      return;
+  delete(root: number): void {
+    this.deleteSome([going(root)], Number.POSITIVE_INFINITY);
+  }
+
+  /**
+   * As `delete`, for what is on the stack, from its top on, until about `most` values have gone. Returns what is left to do; until it
+   * is done the pool is not whole. Depth first, as the order of what is freed decides on what is given out next.
+   */
+  deleteSome(stack: readonly Going[], most: number): Going[] {
+    const { spaceMap, blocks } = this.#transaction;
+    const left = stack.slice();
+    for (let gone = 0; left.length > 0 && gone < most; gone++) {
+      const top = left.pop()!;
+      const { number, level, depth, empty } = top;
+      const owners = empty ? 1 : spaceMap.count(number);
+      if (owners <= 0) throw corrupt(number, 'is free');
+      if (!empty && owners === 1) {
+        const block = this.#get(number, depth);
+        const count = node.nr(block);
+        const inner = !node.isLeaf(block);
+        if (inner || level < this.#levels - 1) {
+          const children: Going[] = [{ ...top, empty: true }];
+          for (let i = count - 1; i >= 0; i--) {
+            const child = node.child(block, i);
+            children.push(inner ? { number: child, level, depth: depth + 1, empty: false } : going(child, level + 1));
+          }
+          const absent: number[] = [];
+          for (const { number } of children)
+            if (!blocks.has(number) && spaceMap.count(number) === 1) absent.unshift(number);
+          blocks.need(absent, NODE);
+          left.push(...children);
+          continue;
+        }
+        if (count > 0) this.#values.dec?.(block, 0, count);
+        gone += count;
+      }
+      spaceMap.dec(number, number + 1);
     }
-    const block = this.#get(root, depth);
-    const count = node.nr(block);
-    if (!node.isLeaf(block)) for (let i = 0; i < count; i++) this.delete(node.child(block, i), level, depth + 1);
-    else if (level < this.#levels - 1) for (let i = 0; i < count; i++) this.delete(node.child(block, i), level + 1, 0);
-    else if (count > 0) this.#values.dec?.(block, 0, count);
-    spaceMap.dec(root, root + 1);
+    return left;
   }
 
   /** Makes a node changeable; what it leads to has one more parent if the old one stays in use. */
-  #shadow(number: number, values: ValueType): Block {
+  #shadow(number: number, values: ValueType, depth: number): Block {
+    this.#get(number, depth);
     const block = this.#transaction.shadow(number, NODE);
     if (this.#transaction.shared) this.#incChildren(block, values);
     return block;
@@ -263,14 +338,14 @@ export class Btree {
   }
 
   #shadowChild(parent: Block, i: number, values: ValueType): Block {
-    const block = this.#shadow(node.child(parent, i), values);
+    const block = this.#shadow(node.child(parent, i), values, 0);
     node.setChild(parent, i, block.number);
     return block;
   }
 
   /** Makes node `number` changeable, the one below the current one. `i`: its place there, or -1 for the root of all. */
-  #step(spine: Spine, number: number, values: ValueType, i: number): Block {
-    const block = this.#shadow(number, values);
+  #step(spine: Spine, number: number, values: ValueType, i: number, depth: number): Block {
+    const block = this.#shadow(number, values, depth);
     spine.parent = spine.current;
     spine.current = block;
     if (spine.root < 0) spine.root = block.number;
@@ -282,8 +357,7 @@ export class Btree {
   #makeWay(spine: Spine, root: number, values: ValueType, key: number, i: number): number {
     let number = root;
     for (let top = true, depth = 0; ; top = false, depth++) {
-      if (depth > 64) this.#get(number, depth);
-      let current = this.#step(spine, number, values, i);
+      let current = this.#step(spine, number, values, i, depth);
       if (node.nr(current) === node.max(current) && !(node.isLeaf(current) && holds(current, key))) {
         if (top) this.#splitBeneath(current);
         else this.#makeRoom(spine, values, i, key);
@@ -333,8 +407,9 @@ export class Btree {
     if (i > 0) {
       const number = node.child(parent, i - 1);
       leftShared = spaceMap.moreThanOne(number);
-      if (!leftShared && hasRoom(this.#transaction.get(number, NODE))) {
+      if (!leftShared && hasRoom(this.#get(number, 0))) {
         const left = this.#shadowChild(parent, i - 1, values);
+        checkAlike(left, current);
         redistribute2(left, current);
         node.setKey(parent, i, node.key(current, 0));
         if (key < node.key(current, 0)) spine.current = left;
@@ -344,8 +419,9 @@ export class Btree {
     if (i < node.nr(parent) - 1) {
       const number = node.child(parent, i + 1);
       rightShared = spaceMap.moreThanOne(number);
-      if (!rightShared && hasRoom(this.#transaction.get(number, NODE))) {
+      if (!rightShared && hasRoom(this.#get(number, 0))) {
         const right = this.#shadowChild(parent, i + 1, values);
+        checkAlike(current, right);
         redistribute2(current, right);
         node.setKey(parent, i + 1, node.key(right, 0));
         if (key >= node.key(right, 0)) spine.current = right;
@@ -361,6 +437,7 @@ export class Btree {
     }
     // Three nodes are made of two.
     const left = this.#shadowChild(parent, i - 1, values);
+    checkAlike(left, current);
     const center = this.#newLike(left);
     redistribute3(left, center, current);
     node.setKey(parent, i, node.key(current, 0));
@@ -373,11 +450,11 @@ export class Btree {
   #removeWalk(spine: Spine, values: ValueType, root: number, key: number, i: number): number {
     let number = root;
     for (let depth = 0; ; depth++) {
-      if (depth > 64) this.#get(number, depth);
-      const current = this.#step(spine, number, values, i);
+      const current = this.#step(spine, number, values, i, depth);
       if (!node.isLeaf(current)) this.#evenOut(current, values, key);
       i = node.lower(current, key);
-      if (node.isLeaf(current) || i < 0) return i;
+      if (node.isLeaf(current)) return i;
+      if (i < 0) throw corrupt(current.number, `leads to nothing for ${key}`);
       number = node.child(current, i);
     }
   }
@@ -386,7 +463,7 @@ export class Btree {
   #evenOut(parent: Block, values: ValueType, key: number): void {
     if (node.nr(parent) === 1) {
       const number = node.child(parent, 0);
-      const only = this.#transaction.get(number, NODE);
+      const only = this.#get(number, 0);
       const shared = this.#transaction.spaceMap.moreThanOne(number);
       parent.bytes.set(only.bytes);
       if (shared) this.#incChildren(parent, values);
@@ -407,6 +484,7 @@ export class Btree {
   }
 
   #balance2(parent: Block, l: number, left: Block, right: Block): void {
+    checkAlike(left, right);
     const total = node.nr(left) + node.nr(right);
     if (total < 2 * (Math.floor(node.max(left) / 3) + 1)) {
       append(left, right, node.nr(right));
@@ -422,6 +500,8 @@ export class Btree {
     const left = this.#shadowChild(parent, c - 1, values);
     const center = this.#shadowChild(parent, c, values);
     const right = this.#shadowChild(parent, c + 1, values);
+    checkAlike(left, center);
+    checkAlike(center, right);
     const total = node.nr(left) + node.nr(center) + node.nr(right);
     if (total < 4 * Math.floor(node.max(left) / 3) + 1) {
       const taken = Math.min(node.max(left) - node.nr(left), node.nr(center));
@@ -465,6 +545,18 @@ function childBytes(number: number): Uint8Array {
   childView.setUint32(0, number % 2 ** 32, true);
   childView.setUint32(4, Math.floor(number / 2 ** 32), true);
   return childNumber;
+}
+
+/** A tree that is to go as a whole. */
+export const going = (number: number, level = 0): Going => ({ number, level, depth: 0, empty: false });
+
+const corrupt = (number: number, what: string) =>
+  new FormatError('METADATA_TREE', 'EILSEQ', `The B-tree node ${number} of the metadata ${what}`);
+
+/** Nodes side by side are as deep as each other. */
+function checkAlike(left: Block, right: Block): void {
+  if (node.isLeaf(left) !== node.isLeaf(right))
+    throw corrupt(left.number, `lies beside ${right.number}, which is not as deep`);
 }
 
 const hasRoom = (block: Block): boolean => node.max(block) - node.nr(block) >= SPARE;

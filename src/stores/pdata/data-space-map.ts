@@ -2,12 +2,11 @@
  * Counts of blocks elsewhere, on the data device (Linux `dm-space-map-disk.c`). The index of its bitmaps is a B-tree, with a
  * small cache before it.
  */
-
-import { DmError } from '../../errors.ts';
-import { diskIndexEntry } from '../../formats/pdata/space-map.ts';
+import { DmError, FormatError } from '../../errors.ts';
+import { diskIndexEntry, type IndexEntry, readIndexEntry, writeIndexEntry } from '../../formats/pdata/space-map.ts';
 import { Numbers } from './blocks.ts';
 import { Btree } from './btree.ts';
-import { type IndexEntry, SpaceMap, type SpaceMapRoot } from './space-map.ts';
+import { SpaceMap, type SpaceMapRoot } from './space-map.ts';
 import type { Transaction } from './transaction.ts';
 
 const SLOTS = 64;
@@ -22,6 +21,7 @@ export class DataSpaceMap extends SpaceMap {
   readonly #index: Btree;
   /** Entries that were read lately, or changed and not yet put into the tree. */
   readonly #cache = new Numbers(SLOTS * NUMBERS);
+  readonly #found: IndexEntry = { blocknr: 0, nrFree: 0, noneFreeBefore: 0 };
 
   constructor(transaction: Transaction) {
     super(transaction);
@@ -35,7 +35,14 @@ export class DataSpaceMap extends SpaceMap {
     this.committed();
   }
 
+  /** Throws FormatError for sizes that cannot be. */
   open(root: SpaceMapRoot): void {
+    if (root.nrAllocated > root.nrBlocks)
+      throw new FormatError(
+        'METADATA_SIZE',
+        'EINVAL',
+        `The pool has ${root.nrBlocks} data blocks, ${root.nrAllocated} of them allocated, which cannot be`,
+      );
     this.setRoot(root);
     this.cursor = 0;
     this.#cache.numbers.fill(0);
@@ -86,50 +93,74 @@ export class DataSpaceMap extends SpaceMap {
     this.allocations += count;
   }
 
-  protected load(i: number): IndexEntry {
-    const slot = slotOf(i);
-    const { numbers: slots } = this.#cache;
-    const at = slot * NUMBERS;
-    if (slots[at + STATE] === EMPTY || slots[at + INDEX] !== i) {
-      this.#writeBack(slot);
-      const { blocknr, nrFree, noneFreeBefore } = this.#lookup(this.bitmapRoot, i);
-      this.transaction.blocks.change(this.#cache);
-      slots.set([CLEAN, i, blocknr, nrFree, noneFreeBefore], at);
-    }
-    return { blocknr: slots[at + BLOCKNR], nrFree: slots[at + NR_FREE], noneFreeBefore: slots[at + NONE_FREE] };
+  protected noSpace(): DmError {
+    return new DmError('DATA_NO_SPACE', 'ENOSPC', `None of the ${this.size} data blocks of the pool is free`);
   }
 
-  protected loadOld(i: number): IndexEntry {
-    return this.#lookup(this.old.bitmapRoot, i);
+  protected load(i: number, into: IndexEntry): void {
+    const at = this.#slot(i);
+    const { numbers } = this.#cache;
+    into.blocknr = numbers[at + BLOCKNR];
+    into.nrFree = numbers[at + NR_FREE];
+    into.noneFreeBefore = numbers[at + NONE_FREE];
   }
 
-  protected save(i: number, { blocknr, nrFree, noneFreeBefore }: IndexEntry): void {
+  protected bitmap(i: number): number {
+    return this.#cache.numbers[this.#slot(i) + BLOCKNR];
+  }
+
+  protected oldBitmap(i: number): number {
+    this.#lookup(this.old.bitmapRoot, i);
+    return this.#found.blocknr;
+  }
+
+  protected save(i: number, entry: Readonly<IndexEntry>): void {
     const slot = slotOf(i);
-    const { numbers: slots } = this.#cache;
+    const { numbers } = this.#cache;
+    if (numbers[slot * NUMBERS + INDEX] !== i) this.#writeBack(slot);
+    this.#put(slot * NUMBERS, DIRTY, i, entry);
+  }
+
+  /** Where in the cache the entry of bitmap `i` is. */
+  #slot(i: number): number {
+    const slot = slotOf(i);
+    const { numbers } = this.#cache;
     const at = slot * NUMBERS;
-    if (slots[at + INDEX] !== i) this.#writeBack(slot);
+    if (numbers[at + STATE] !== EMPTY && numbers[at + INDEX] === i) return at;
+    this.#writeBack(slot);
+    this.#lookup(this.bitmapRoot, i);
+    this.#put(at, CLEAN, i, this.#found);
+    return at;
+  }
+
+  #put(at: number, state: number, i: number, entry: Readonly<IndexEntry>): void {
     this.transaction.blocks.change(this.#cache);
-    slots.set([DIRTY, i, blocknr, nrFree, noneFreeBefore], at);
+    const { numbers } = this.#cache;
+    numbers[at + STATE] = state;
+    numbers[at + INDEX] = i;
+    numbers[at + BLOCKNR] = entry.blocknr;
+    numbers[at + NR_FREE] = entry.nrFree;
+    numbers[at + NONE_FREE] = entry.noneFreeBefore;
   }
 
-  #lookup(root: number, i: number): IndexEntry {
+  /** Sets `#found`. */
+  #lookup(root: number, i: number): void {
     if (!this.#index.find(root, i))
-      throw new DmError('METADATA_TREE', 'EILSEQ', `The space map of data has no bitmap ${i}`);
-    return diskIndexEntry.get(this.#index.leaf.view, this.#index.valueAt);
+      throw new FormatError('METADATA_TREE', 'EILSEQ', `The space map of data has no bitmap ${i}`);
+    readIndexEntry(this.#index.leaf.view, this.#index.valueAt, this.#found);
   }
 
   #writeBack(slot: number): void {
-    const { numbers: slots } = this.#cache;
+    const { numbers } = this.#cache;
     const at = slot * NUMBERS;
-    if (slots[at + STATE] !== DIRTY) return;
-    diskIndexEntry.set(valueView, 0, {
-      blocknr: slots[at + BLOCKNR],
-      nrFree: slots[at + NR_FREE],
-      noneFreeBefore: slots[at + NONE_FREE],
-    });
-    this.bitmapRoot = this.#index.insert(this.bitmapRoot, [slots[at + INDEX]], value);
+    if (numbers[at + STATE] !== DIRTY) return;
+    this.#found.blocknr = numbers[at + BLOCKNR];
+    this.#found.nrFree = numbers[at + NR_FREE];
+    this.#found.noneFreeBefore = numbers[at + NONE_FREE];
+    writeIndexEntry(valueView, 0, this.#found);
+    this.bitmapRoot = this.#index.insert(this.bitmapRoot, [numbers[at + INDEX]], value);
     this.transaction.blocks.change(this.#cache);
-    slots[at + STATE] = CLEAN;
+    numbers[at + STATE] = CLEAN;
   }
 }
 

@@ -3,11 +3,22 @@
  * itself, for the copy of a bitmap or a node: the counts of those are changed afterwards, in order, and until then are added in
  * whenever somebody asks.
  */
-import { FormatError } from '../../errors.ts';
+
+import { DmError, FormatError } from '../../errors.ts';
 import { BLOCK_BYTES, blockData, INDEX } from '../../formats/pdata/block.ts';
-import { diskIndexEntry, ENTRIES, INDEX_AT, INDEX_ENTRIES, MANY } from '../../formats/pdata/space-map.ts';
+import {
+  diskIndexEntry,
+  ENTRIES,
+  INDEX_AT,
+  INDEX_ENTRIES,
+  type IndexEntry,
+  MANY,
+  readIndexEntry,
+  writeIndexEntry,
+} from '../../formats/pdata/space-map.ts';
+import { u64 } from '../../formats/struct.ts';
 import type { Cell } from './blocks.ts';
-import { type IndexEntry, SpaceMap, type SpaceMapRoot } from './space-map.ts';
+import { SpaceMap, type SpaceMapRoot } from './space-map.ts';
 import type { Transaction } from './transaction.ts';
 
 /** Blocks that the index has bitmaps for: 15.875 GiB. */
@@ -51,8 +62,8 @@ export class MetadataSpaceMap extends SpaceMap {
     this.inc(superblock, end);
   }
 
-  /** As the superblock says. Rejects with what is wrong with the index. */
-  async open(root: SpaceMapRoot): Promise<void> {
+  /** As the superblock says. Throws FormatError for sizes that cannot be. */
+  open(root: SpaceMapRoot): void {
     const most = Math.min(METADATA_BLOCKS_MAX, Math.floor(this.transaction.blocks.device.size / BLOCK_BYTES));
     if (root.nrBlocks > most || root.nrAllocated > root.nrBlocks)
       throw new FormatError(
@@ -60,7 +71,8 @@ export class MetadataSpaceMap extends SpaceMap {
         'EINVAL',
         `The metadata has ${root.nrBlocks} blocks, ${root.nrAllocated} of them allocated, on a device that has room for ${most}`,
       );
-    const index = await this.transaction.blocks.load(root.bitmapRoot, INDEX);
+    const index = this.transaction.get(root.bitmapRoot, INDEX);
+    this.transaction.blocks.change(this.#index);
     this.#index.bytes.set(index.bytes);
     this.#oldIndex.bytes.set(index.bytes);
     this.indexChanged = false;
@@ -173,19 +185,27 @@ export class MetadataSpaceMap extends SpaceMap {
 
   protected allocated(): void {}
 
-  protected load(i: number): IndexEntry {
-    return diskIndexEntry.get(this.#index.view, INDEX_AT + i * diskIndexEntry.size);
+  protected noSpace(): DmError {
+    return new DmError('METADATA_NO_SPACE', 'ENOSPC', `None of the ${this.nrBlocks} blocks of metadata is free`);
   }
 
-  protected loadOld(i: number): IndexEntry {
-    return diskIndexEntry.get(this.#oldIndex.view, INDEX_AT + i * diskIndexEntry.size);
+  protected load(i: number, into: IndexEntry): void {
+    readIndexEntry(this.#index.view, entryAt(i), into);
   }
 
-  protected save(i: number, entry: IndexEntry): void {
+  protected bitmap(i: number): number {
+    return u64.get(this.#index.view, entryAt(i));
+  }
+
+  protected oldBitmap(i: number): number {
+    return u64.get(this.#oldIndex.view, entryAt(i));
+  }
+
+  protected save(i: number, entry: Readonly<IndexEntry>): void {
     this.transaction.blocks.change(this.#index);
     this.indexChanged = true;
-    const view = this.#index.view;
-    const at = INDEX_AT + i * diskIndexEntry.size;
-    diskIndexEntry.set(view, at, entry);
+    writeIndexEntry(this.#index.view, entryAt(i), entry);
   }
 }
+
+const entryAt = (i: number): number => INDEX_AT + i * diskIndexEntry.size;

@@ -5,19 +5,22 @@
  * **A block is given out only if it is free now and was free at the last commit.** So nothing that the last superblock leads
  * to is overwritten before the next one is on the disk.
  */
-import { DmError } from '../../errors.ts';
+import { type DmError, FormatError } from '../../errors.ts';
 import { BITMAP } from '../../formats/pdata/block.ts';
-import { count as countIn, diskRoot, ENTRIES, findFree, MANY, setCount } from '../../formats/pdata/space-map.ts';
-import { Numbers } from './blocks.ts';
+import {
+  count as countIn,
+  diskRoot,
+  ENTRIES,
+  findFree,
+  type IndexEntry,
+  MANY,
+  setCount,
+} from '../../formats/pdata/space-map.ts';
+import { type Block, Numbers } from './blocks.ts';
 import { Btree } from './btree.ts';
 import type { Transaction } from './transaction.ts';
 
-/** What the index says of a bitmap. */
-export interface IndexEntry {
-  blocknr: number;
-  nrFree: number;
-  noneFreeBefore: number;
-}
+export type { IndexEntry } from '../../formats/pdata/space-map.ts';
 
 /** Of a map, as in the superblock. */
 export interface SpaceMapRoot {
@@ -26,8 +29,6 @@ export interface SpaceMapRoot {
   bitmapRoot: number;
   refCountRoot: number;
 }
-
-export type Entry = Readonly<IndexEntry> | undefined;
 
 const NR_BLOCKS = 0;
 const NR_ALLOCATED = 1;
@@ -38,11 +39,11 @@ const CURSOR = 4;
 const ALLOCATIONS = 5;
 const INDEX_CHANGED = 6;
 
+const COUNT_MAX = 2 ** 32 - 1;
+
 /** A reference count as a value. */
 const counter = new Uint8Array(4);
 const counterView = new DataView(counter.buffer);
-
-const noSpace = () => new DmError('METADATA_NO_SPACE', 'ENOSPC', 'No block is free');
 
 export abstract class SpaceMap {
   protected readonly transaction: Transaction;
@@ -50,6 +51,9 @@ export abstract class SpaceMap {
   /** As of the last commit. */
   protected old: SpaceMapRoot = { nrBlocks: 0, nrAllocated: 0, bitmapRoot: 0, refCountRoot: 0 };
   readonly #overflow: Btree;
+  /** Of the bitmap that is changed, and of those that are searched: one of each at a time. */
+  readonly #entry: IndexEntry = { blocknr: 0, nrFree: 0, noneFreeBefore: 0 };
+  readonly #searched: IndexEntry = { blocknr: 0, nrFree: 0, noneFreeBefore: 0 };
 
   constructor(transaction: Transaction) {
     this.transaction = transaction;
@@ -114,10 +118,14 @@ export abstract class SpaceMap {
     return this.#state.numbers;
   }
 
-  /** Of bitmap `i` now, or at the last commit. */
-  protected abstract load(i: number): IndexEntry;
-  protected abstract loadOld(i: number): IndexEntry;
-  protected abstract save(i: number, entry: IndexEntry): void;
+  /** What the index says of bitmap `i`, which there has to be. */
+  protected abstract load(i: number, into: IndexEntry): void;
+  protected abstract save(i: number, entry: Readonly<IndexEntry>): void;
+  /** The block of bitmap `i` now, and at the last commit. */
+  protected abstract bitmap(i: number): number;
+  protected abstract oldBitmap(i: number): number;
+  /** What `take` throws when no block is free. */
+  protected abstract noSpace(): DmError;
 
   /** An empty B-tree of counts. */
   protected makeOverflow(): void {
@@ -129,13 +137,14 @@ export abstract class SpaceMap {
     return few === MANY ? this.#many(block, this.#state.numbers[REF_COUNT_ROOT]) : few;
   }
 
-  /** MANY for three and more. */
+  /** MANY for three and more. Throws EINVAL where there is no such block. */
   protected lookupFew(block: number): number {
-    return this.#few(this.load(Math.floor(block / ENTRIES)), block);
+    if (block >= this.nrBlocks) throw this.#outside(block, block + 1);
+    return this.#few(this.bitmap(Math.floor(block / ENTRIES)), block);
   }
 
-  #few({ blocknr }: IndexEntry, block: number): number {
-    return countIn(this.transaction.get(blocknr, BITMAP), block % ENTRIES);
+  #few(bitmap: number, block: number): number {
+    return countIn(this.transaction.get(bitmap, BITMAP), block % ENTRIES);
   }
 
   #many(block: number, root: number): number {
@@ -145,62 +154,70 @@ export abstract class SpaceMap {
 
   /** `begin` up to `end` have one more owner. */
   protected add(begin: number, end: number): void {
-    this.#eachBitmap(begin, end, (bitmap, entry, i, block) => {
-      const before = countIn(bitmap, i);
-      if (before === 0) {
-        setCount(bitmap, i, 1);
-        this.#change()[NR_ALLOCATED]++;
-        this.allocated(1);
-        entry.nrFree--;
-        if (entry.noneFreeBefore === i) entry.noneFreeBefore = i + 1;
-      } else if (before < MANY) {
-        setCount(bitmap, i, before + 1);
-        if (before + 1 === MANY) this.#insertMany(block);
-      } else this.#addMany(block, 1);
-    });
+    this.#eachBitmap(begin, end, 1);
   }
 
   /** They have one less. Throws EINVAL where there is none to lose. */
   protected subtract(begin: number, end: number): void {
-    this.#eachBitmap(begin, end, (bitmap, entry, i, block) => {
-      const before = countIn(bitmap, i);
-      if (before === 0) throw new DmError('METADATA_COUNT', 'EINVAL', `Block ${block} is freed and has no owner`);
-      if (before === 1) {
-        setCount(bitmap, i, 0);
-        this.#change()[NR_ALLOCATED]--;
-        this.allocated(-1);
-        entry.nrFree++;
-        entry.noneFreeBefore = Math.min(entry.noneFreeBefore, i);
-      } else if (before < MANY) setCount(bitmap, i, before - 1);
-      else if (this.#addMany(block, -1) < MANY) {
-        this.#change()[REF_COUNT_ROOT] = this.#overflow.remove(this.#state.numbers[REF_COUNT_ROOT], block);
-        setCount(bitmap, i, MANY - 1);
-      }
-    });
+    this.#eachBitmap(begin, end, -1);
   }
 
   /** Blocks became owned, or free if negative. */
   protected abstract allocated(count: number): void;
 
-  #eachBitmap(
-    begin: number,
-    end: number,
-    visit: (bitmap: ReturnType<Transaction['shadow']>, entry: IndexEntry, i: number, block: number) => void,
-  ): void {
-    if (begin < 0 || end > this.nrBlocks)
-      throw new DmError(
-        'METADATA_COUNT',
-        'EINVAL',
-        `Blocks ${begin} to ${end} are not among the ${this.nrBlocks} of the map`,
-      );
+  #eachBitmap(begin: number, end: number, change: 1 | -1): void {
+    if (begin < 0 || end > this.nrBlocks) throw this.#outside(begin, end);
+    const entry = this.#entry;
     for (let block = begin; block < end; ) {
       const index = Math.floor(block / ENTRIES);
       const stop = Math.min(end, (index + 1) * ENTRIES);
-      const entry = { ...this.load(index) };
+      this.load(index, entry);
       const bitmap = this.transaction.shadow(entry.blocknr, BITMAP);
       entry.blocknr = bitmap.number;
-      for (; block < stop; block++) visit(bitmap, entry, block % ENTRIES, block);
+      for (; block < stop; block++)
+        if (change > 0) this.#addOne(bitmap, entry, block);
+        else this.#subtractOne(bitmap, entry, block);
       this.save(index, entry);
+    }
+  }
+
+  #outside(begin: number, end: number): DmError {
+    return new FormatError(
+      'METADATA_COUNT',
+      'EINVAL',
+      `Blocks ${begin} to ${end} are not among the ${this.nrBlocks} of the map`,
+    );
+  }
+
+  #addOne(bitmap: Block, entry: IndexEntry, block: number): void {
+    const i = block % ENTRIES;
+    const before = countIn(bitmap, i);
+    if (before === 0) {
+      setCount(bitmap, i, 1);
+      this.#change()[NR_ALLOCATED]++;
+      this.allocated(1);
+      entry.nrFree--;
+      if (entry.noneFreeBefore === i) entry.noneFreeBefore = i + 1;
+    } else if (before < MANY) {
+      setCount(bitmap, i, before + 1);
+      if (before + 1 === MANY) this.#insertMany(block);
+    } else this.#addMany(block, 1);
+  }
+
+  #subtractOne(bitmap: Block, entry: IndexEntry, block: number): void {
+    const i = block % ENTRIES;
+    const before = countIn(bitmap, i);
+    if (before === 0) throw new FormatError('METADATA_COUNT', 'EINVAL', `Block ${block} is freed and has no owner`);
+    if (before === 1) {
+      setCount(bitmap, i, 0);
+      this.#change()[NR_ALLOCATED]--;
+      this.allocated(-1);
+      entry.nrFree++;
+      entry.noneFreeBefore = Math.min(entry.noneFreeBefore, i);
+    } else if (before < MANY) setCount(bitmap, i, before - 1);
+    else if (this.#addMany(block, -1) < MANY) {
+      this.#change()[REF_COUNT_ROOT] = this.#overflow.remove(this.#state.numbers[REF_COUNT_ROOT], block);
+      setCount(bitmap, i, MANY - 1);
     }
   }
 
@@ -215,6 +232,7 @@ export abstract class SpaceMap {
     this.#change()[REF_COUNT_ROOT] = this.#overflow.change(this.#state.numbers[REF_COUNT_ROOT], block);
     const { leaf, valueAt } = this.#overflow;
     const count = leaf.view.getUint32(valueAt, true) + change;
+    if (count > COUNT_MAX) throw new FormatError('METADATA_COUNT', 'EINVAL', `Block ${block} has too many owners`);
     if (count >= MANY) leaf.view.setUint32(valueAt, count, true);
     return count;
   }
@@ -224,10 +242,10 @@ export abstract class SpaceMap {
     for (let from = begin; ; ) {
       const block = this.#findFree(from);
       if (block < 0) {
-        if (begin === 0) throw noSpace();
+        if (begin === 0) throw this.noSpace();
         return this.take(0);
       }
-      if (block >= this.old.nrBlocks || this.#few(this.loadOld(Math.floor(block / ENTRIES)), block) === 0) {
+      if (block >= this.old.nrBlocks || this.#few(this.oldBitmap(Math.floor(block / ENTRIES)), block) === 0) {
         this.cursor = block + 1;
         return block;
       }
@@ -242,7 +260,8 @@ export abstract class SpaceMap {
       index * ENTRIES < nrBlocks;
       index++, from = 0
     ) {
-      const { blocknr, nrFree, noneFreeBefore } = this.load(index);
+      this.load(index, this.#searched);
+      const { blocknr, nrFree, noneFreeBefore } = this.#searched;
       if (nrFree === 0) continue;
       const end = Math.min(ENTRIES, nrBlocks - index * ENTRIES);
       const i = findFree(this.transaction.get(blocknr, BITMAP), Math.max(from, noneFreeBefore), end);

@@ -13,22 +13,16 @@ export class Transaction {
   spaceMap!: MetadataSpaceMap;
   /** Blocks made since the last commit. */
   readonly #shadows = new Set<number>();
-  /** Those of the operation that runs. */
-  #added: number[] = [];
+  /** Those of operation `#addedBy`. */
+  readonly #added: number[] = [];
+  #addedBy = 0;
   /** The block that `shadow` copied last is still in use elsewhere: what it leads to has one more parent. */
   shared = false;
 
   constructor(blocks: Blocks) {
     this.blocks = blocks;
     blocks.onUndo(() => {
-      for (const number of this.#added) this.#shadows.delete(number);
-    });
-  }
-
-  run<T>(operation: () => T) {
-    return this.blocks.run(() => {
-      this.#added = [];
-      return operation();
+      if (this.#addedBy === blocks.operation) for (const number of this.#added) this.#shadows.delete(number);
     });
   }
 
@@ -71,6 +65,8 @@ export class Transaction {
 
   #add(number: number): void {
     if (this.#shadows.has(number)) return;
+    if (this.#addedBy !== this.blocks.operation) this.#added.length = 0;
+    this.#addedBy = this.blocks.operation;
     this.#shadows.add(number);
     this.#added.push(number);
   }

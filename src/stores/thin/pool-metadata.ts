@@ -12,7 +12,12 @@
  * Everything between two commits becomes durable with the second one or not at all:
  *
  *     flush the data device, write blocks, flush, write the superblock, flush
+ *
+ * Changes and commits may be asked for at any time: they are carried out one after the other, in that order. Lookups wait for
+ * nobody, and see what the changes that have ended have made, also while a commit writes. Between two changes everything is
+ * whole; after a commit that failed on the way nothing can be changed any more until `abort`.
  */
+import { setImmediate as turn } from 'node:timers/promises';
 import type { BlockDevice, Maybe } from '../../device/block-device.ts';
 import { DmError, FormatError } from '../../errors.ts';
 import { BLOCK_BYTES, blockData } from '../../formats/pdata/block.ts';
@@ -27,6 +32,7 @@ import {
   VERSION,
 } from '../../formats/thin/superblock.ts';
 import {
+  DATA_BLOCKS_MAX,
   diskDetails,
   MAPPING_BYTES,
   mappedBlock,
@@ -36,13 +42,22 @@ import {
 } from '../../formats/thin/values.ts';
 import { type Bytes, bytes, type Sector } from '../../units.ts';
 import { type Block, Blocks, Numbers } from '../pdata/blocks.ts';
+import { type Btree, type Going, going } from '../pdata/btree.ts';
 import { DataSpaceMap } from '../pdata/data-space-map.ts';
 import { METADATA_BLOCKS_MAX, MetadataSpaceMap } from '../pdata/metadata-space-map.ts';
 import { Transaction } from '../pdata/transaction.ts';
+import { Changes } from './changes.ts';
 import { Trees } from './trees.ts';
 
 /** Blocks of metadata that users are not told of, at most. */
 const RESERVE_MAX = 4096;
+/** Changed blocks, 32 MiB, from which on a commit is due. */
+const DIRTY_MAX = 8192;
+/** Mappings that are removed before the event loop has its turn; a device that has more is not deleted at once. */
+const SLICE = 4096;
+const DELETED_AT_ONCE = 16384;
+/** Leaves with so many mappings, if each is as empty as can be. */
+const SLICE_LEAVES = Math.ceil(SLICE / (node.maxEntries(MAPPING_BYTES) / 3)) + 2;
 
 export interface PoolOptions {
   /** Of the pool, in sectors. */
@@ -68,6 +83,20 @@ export interface Mapping {
   shared: boolean;
 }
 
+/** A part of a change that is too long for one; it returns the next one. */
+type Step = () => Step | undefined;
+
+/** Consecutive virtual blocks that are mapped to consecutive data blocks. */
+export interface Run {
+  begin: number;
+  block: number;
+  count: number;
+  shared: boolean;
+}
+
+/** Blocks of a run that is found at once. */
+const RUN_MAX = 16384;
+
 const mappingValue = new Uint8Array(MAPPING_BYTES);
 const mappingView = new DataView(mappingValue.buffer);
 const detailsValue = new Uint8Array(diskDetails.size);
@@ -89,8 +118,15 @@ export class PoolMetadata {
   #transId = 0n;
   #flags = 0;
   #heldRoot = 0;
-  /** Something was changed since the pool was opened. */
-  #inService = false;
+  /** Something was changed since the last commit. */
+  #changed = false;
+  readonly #changes = new Changes();
+  /** What made a commit or a long change end half-way. */
+  #failure: unknown;
+  /** Not even `abort` has helped. */
+  #gone = false;
+  /** `needsCheck` is not on the device yet. */
+  #flagWaits = false;
 
   private constructor(device: BlockDevice, options: PoolOptions) {
     this.device = device;
@@ -125,7 +161,7 @@ export class PoolMetadata {
 
   async #format(): Promise<void> {
     const blocks = Math.floor(this.device.size / BLOCK_BYTES);
-    await this.#transaction.run(() => {
+    await this.#blocks.run(() => {
       const superblock = this.#blocks.fresh(0, SUPERBLOCK);
       this.#metadata.make(0, blocks);
       this.#metadata.commit();
@@ -142,37 +178,42 @@ export class PoolMetadata {
         dataBlockSize: this.#options.dataBlockSize,
         metadataNrBlocks: Math.min(blocks, METADATA_BLOCKS_MAX),
       });
+      this.#changed = true;
     });
-    this.#inService = true;
     await this.#commit();
-    this.#inService = false;
   }
 
   async #load(): Promise<void> {
-    const { view } = await this.#blocks.load(0, SUPERBLOCK);
-    const found = diskSuperblock.get(view, 0);
-    if (found.magic !== MAGIC)
-      throw new FormatError('THIN_MAGIC', 'EILSEQ', `There is no metadata of a thin pool on ${this.device.name}`);
-    if (found.dataBlockSize !== this.#options.dataBlockSize)
+    await this.#blocks.run(() => {
+      const found = diskSuperblock.get(this.#blocks.get(0, SUPERBLOCK).view, 0);
+      this.#checkKnown(found);
+      this.#metadata.open(found.metadataSpaceMap);
+      this.#data.open(found.dataSpaceMap);
+      this.#root = found.dataMappingRoot;
+      this.#detailsRoot = found.deviceDetailsRoot;
+      this.#time = found.time;
+      this.#transId = found.transId;
+      this.#flags = found.flags;
+      this.#heldRoot = found.heldRoot;
+    });
+  }
+
+  #checkKnown({ magic, dataBlockSize, incompatFlags, compatRoFlags, time, dataSpaceMap }: Superblock): void {
+    const { name, readOnly } = this.device;
+    if (magic !== MAGIC)
+      throw new FormatError('THIN_MAGIC', 'EILSEQ', `There is no metadata of a thin pool on ${name}`);
+    if (dataBlockSize !== this.#options.dataBlockSize)
       throw new FormatError(
         'THIN_BLOCK_SIZE',
         'EINVAL',
-        `changing the data block size (from ${found.dataBlockSize} to ${this.#options.dataBlockSize}) is not supported`,
+        `changing the data block size (from ${dataBlockSize} to ${this.#options.dataBlockSize}) is not supported`,
       );
-    if (found.incompatFlags !== 0 || (found.compatRoFlags !== 0 && !this.device.readOnly))
-      throw new FormatError(
-        'THIN_FEATURES',
-        'EINVAL',
-        `The metadata on ${this.device.name} has features that are not known`,
-      );
-    await this.#metadata.open(found.metadataSpaceMap);
-    await this.#transaction.run(() => this.#data.open(found.dataSpaceMap));
-    this.#root = found.dataMappingRoot;
-    this.#detailsRoot = found.deviceDetailsRoot;
-    this.#time = found.time;
-    this.#transId = found.transId;
-    this.#flags = found.flags;
-    this.#heldRoot = found.heldRoot;
+    if (incompatFlags !== 0 || (compatRoFlags !== 0 && !readOnly))
+      throw new FormatError('THIN_FEATURES', 'EINVAL', `The metadata on ${name} has features that are not known`);
+    // A mapping has 24 bits for it: more would change the block.
+    if (time > TIME_MAX) throw new FormatError('THIN_TIME', 'EINVAL', `The pool on ${name} has had ${time} snapshots`);
+    if (dataSpaceMap.nrBlocks > DATA_BLOCKS_MAX)
+      throw new FormatError('METADATA_SIZE', 'EINVAL', `The pool on ${name} has ${dataSpaceMap.nrBlocks} data blocks`);
   }
 
   /** Of the mapping tree. */
@@ -226,15 +267,85 @@ export class PoolMetadata {
   /** Without the reserve that deleting and repairing need. */
   get freeMetadataBlocks(): number {
     const reserve = Math.min(RESERVE_MAX, Math.floor(this.metadataBlocks / 10));
-    return Math.max(0, this.#metadata.nrFree - reserve);
+    return Math.max(0, this.rawFreeMetadata - reserve);
   }
 
-  /** Carries out an operation; afterwards the pool has something to commit. */
-  async #change<T>(operation: () => T): Promise<T> {
-    const wait = this.#transaction.run(operation);
-    const result = await wait;
-    this.#inService = true;
-    return result;
+  /** With it. */
+  get rawFreeMetadata(): number {
+    return this.#metadata.nrFree;
+  }
+
+  /** So much has changed that memory calls for a commit. */
+  get commitDue(): boolean {
+    return this.#blocks.dirty >= DIRTY_MAX;
+  }
+
+  /** Blocks that have changed and are in memory until a commit. */
+  get dirty(): number {
+    return this.#blocks.dirty;
+  }
+
+  #checkWritable(): void {
+    this.#checkWhole();
+    if (this.needsCheck)
+      throw new DmError(
+        'THIN_NEEDS_CHECK',
+        'EPERM',
+        `The metadata on ${this.device.name} is not changed before it has been checked`,
+        { hint: 'deactivate the pool, then `dmkit thin check --clear-needs-check-flag`' },
+      );
+  }
+
+  #checkWhole(): void {
+    if (this.#failure !== undefined)
+      throw new DmError('THIN_FAILED', 'EIO', `The metadata on ${this.device.name} cannot be used after a failure`, {
+        cause: this.#failure,
+        hint: 'see the error before; deactivate the pool and activate it again',
+      });
+  }
+
+  /** Carries out an operation after the changes before; then there is something to commit. */
+  #change<T>(operation: () => T): Maybe<T> {
+    return this.#changes.run(() => this.#now(operation));
+  }
+
+  #now<T>(operation: () => T): Maybe<T> {
+    this.#checkWritable();
+    return this.#blocks.run(() => {
+      const result = operation();
+      this.#changed = true;
+      return result;
+    });
+  }
+
+  /** As a change of several steps, with turns of the event loop in between. Only the first one can fail and leave no trace. */
+  async #long(first: Step): Promise<void> {
+    await this.#changes.run(async () => {
+      let step = await this.#now(first);
+      try {
+        while (step) {
+          await turn();
+          step = await this.#blocks.run(step);
+        }
+      } catch (error) {
+        this.#failure = error;
+        throw error;
+      }
+    });
+  }
+
+  #delete(tree: Btree, what: readonly Going[], next: Step = () => undefined): Step | undefined {
+    const left = tree.deleteSome(what, SLICE);
+    return left.length > 0 ? () => this.#delete(tree, left, next) : next();
+  }
+
+  /** Carries out an operation that changes nothing: at once, whatever waits. */
+  #look<T>(operation: () => T): Maybe<T> {
+    try {
+      return operation();
+    } catch (error) {
+      return this.#blocks.again(error, operation);
+    }
   }
 
   /** A new device without mappings. EEXIST. */
@@ -243,8 +354,8 @@ export class PoolMetadata {
       this.#checkNew(id);
       const root = this.#trees.device.empty();
       this.#root = this.#trees.roots.insert(this.#root, [id], numberBytes(root));
+      this.#devices.set(id, this.#record(id, 0));
     });
-    this.#devices.set(id, this.#record(id, 0));
   }
 
   #checkNew(id: number): void {
@@ -266,20 +377,33 @@ export class PoolMetadata {
         'EINVAL',
         `Cannot create a snapshot: the pool has had ${TIME_MAX}, which is the most`,
       );
-    const origin = await this.#change(() => {
+    await this.#change(() => {
       this.#checkNew(id);
-      if (!this.#trees.roots.find(this.#root, of)) throw unknown(of);
-      const root = node.child(this.#trees.roots.leaf, this.#trees.roots.index);
+      const root = this.#deviceRoot(of);
       const origin = this.#device(of);
       this.#metadata.inc(root, root + 1);
       this.#root = this.#trees.roots.insert(this.#root, [id], numberBytes(root));
-      return origin;
+      this.#time++;
+      this.#devices.set(id, this.#record(id, origin.mappedBlocks));
+      origin.snapshottedTime = this.#time;
+      origin.changed = true;
+      this.#devices.set(of, origin);
     });
-    this.#time++;
-    this.#devices.set(id, this.#record(id, origin.mappedBlocks));
-    origin.snapshottedTime = this.#time;
-    origin.changed = true;
-    this.#devices.set(of, origin);
+  }
+
+  /** Root of a device's own tree. ENODATA. */
+  #deviceRoot(id: number): number {
+    const { roots } = this.#trees;
+    if (!roots.find(this.#root, id)) throw unknown(id);
+    return node.child(roots.leaf, roots.index);
+  }
+
+  /** One that is open. */
+  #opened(id: number): Device {
+    if (this.#gone) this.#checkWhole();
+    const device = this.#devices.get(id);
+    if (!device) throw unknown(id);
+    return device;
   }
 
   /** One that is known, or read from the details: ENODATA. */
@@ -294,165 +418,306 @@ export class PoolMetadata {
     return { id, opened: 0, changed: false, mappedBlocks, transactionId, creationTime, snapshottedTime };
   }
 
-  /** Its blocks that nothing else has become free. ENODATA, EBUSY while it is open. */
+  /**
+   * Its blocks that nothing else has become free. ENODATA, EBUSY while it is open. A large device is let go of in steps; when one of
+   * them fails, nothing can be changed until `abort`.
+   */
   async delete(id: number): Promise<void> {
-    await this.#change(() => {
-      const device = this.#device(id);
-      if (device.opened > 0) throw new DmError('THIN_ACTIVE', 'EBUSY', `Cannot delete thin device ${id}: it is active`);
+    await this.#long(() => {
+      const { opened, mappedBlocks } = this.#device(id);
+      if (opened > 0) throw new DmError('THIN_ACTIVE', 'EBUSY', `Cannot delete thin device ${id}: it is active`);
+      const { details, roots, device } = this.#trees;
       // What is not in the details yet has been created since the last commit.
-      if (this.#trees.details.find(this.#detailsRoot, id))
-        this.#detailsRoot = this.#trees.details.remove(this.#detailsRoot, id);
-      this.#root = this.#trees.roots.remove(this.#root, id);
+      if (details.find(this.#detailsRoot, id)) this.#detailsRoot = details.remove(this.#detailsRoot, id);
+      const root = this.#deviceRoot(id);
+      const large = mappedBlocks > DELETED_AT_ONCE;
+      // Its tree outlives the entry.
+      if (large) this.#metadata.inc(root, root + 1);
+      this.#root = roots.remove(this.#root, id);
+      this.#devices.delete(id);
+      return large ? () => this.#delete(device, [going(root)]) : undefined;
     });
-    this.#devices.delete(id);
   }
 
   /** EINVAL if `current` is not what it was. */
   async setTransactionId(current: bigint, next: bigint): Promise<void> {
-    if (current !== this.#transId)
-      throw new DmError(
-        'THIN_TRANSACTION_ID',
-        'EINVAL',
-        `Cannot change the transaction id from ${current}: it is ${this.#transId}`,
-      );
-    this.#transId = next;
-    this.#inService = true;
-  }
-
-  /** Keeps the metadata as it is now, for readers beside the pool. EBUSY. */
-  async reserveSnapshot(): Promise<void> {
-    if (this.#heldRoot !== 0) throw new DmError('THIN_HELD', 'EBUSY', 'Cannot hold a metadata snapshot: there is one');
-    this.#inService = true;
-    await this.commit();
-    this.#heldRoot = await this.#change(() => {
-      this.#metadata.inc(0, 1);
-      const copy = this.#transaction.shadow(0, SUPERBLOCK);
-      copy.bytes.fill(0, SPACE_MAP_ROOTS.at, SPACE_MAP_ROOTS.at + SPACE_MAP_ROOTS.length);
-      this.#metadata.inc(this.#root, this.#root + 1);
-      this.#metadata.inc(this.#detailsRoot, this.#detailsRoot + 1);
-      return copy.number;
-    });
-  }
-
-  /** EINVAL. */
-  async releaseSnapshot(): Promise<void> {
-    const held = this.#heldRoot;
-    if (held === 0) throw new DmError('THIN_NOT_HELD', 'EINVAL', 'Cannot release the metadata snapshot: there is none');
-    await this.#blocks.load(held, SUPERBLOCK);
     await this.#change(() => {
-      const { dataMappingRoot, deviceDetailsRoot } = diskSuperblock.get(this.#blocks.get(held, SUPERBLOCK).view, 0);
-      this.#trees.mappings.delete(dataMappingRoot);
-      this.#trees.details.delete(deviceDetailsRoot);
-      this.#metadata.dec(held, held + 1);
+      if (current !== this.#transId)
+        throw new DmError(
+          'THIN_TRANSACTION_ID',
+          'EINVAL',
+          `Cannot change the transaction id from ${current}: it is ${this.#transId}`,
+        );
+      this.#transId = next;
     });
-    this.#heldRoot = 0;
+  }
+
+  /** Keeps the metadata as it is now, for readers beside the pool; commits first. EBUSY. */
+  async reserveSnapshot(): Promise<void> {
+    await this.#changes.run(async () => {
+      this.#checkWritable();
+      if (this.#heldRoot !== 0)
+        throw new DmError('THIN_HELD', 'EBUSY', 'Cannot hold a metadata snapshot: there is one');
+      await this.#commit();
+      await this.#now(() => {
+        this.#metadata.inc(0, 1);
+        const copy = this.#transaction.shadow(0, SUPERBLOCK);
+        copy.bytes.fill(0, SPACE_MAP_ROOTS.at, SPACE_MAP_ROOTS.at + SPACE_MAP_ROOTS.length);
+        this.#metadata.inc(this.#root, this.#root + 1);
+        this.#metadata.inc(this.#detailsRoot, this.#detailsRoot + 1);
+        this.#heldRoot = copy.number;
+      });
+    });
+  }
+
+  /** EINVAL. As `delete`, where much was only held by it. */
+  async releaseSnapshot(): Promise<void> {
+    await this.#long(() => {
+      const held = this.#heldRoot;
+      if (held === 0)
+        throw new DmError('THIN_NOT_HELD', 'EINVAL', 'Cannot release the metadata snapshot: there is none');
+      const { dataMappingRoot, deviceDetailsRoot } = diskSuperblock.get(this.#blocks.get(held, SUPERBLOCK).view, 0);
+      const { mappings, details } = this.#trees;
+      return this.#delete(mappings, [going(dataMappingRoot)], () =>
+        this.#delete(details, [going(deviceDetailsRoot)], () => {
+          this.#metadata.dec(held, held + 1);
+          this.#heldRoot = 0;
+          return undefined;
+        }),
+      );
+    });
   }
 
   /** ENODATA. */
   async openThin(id: number): Promise<void> {
-    const device = await this.#transaction.run(() => this.#device(id));
-    device.opened++;
-    this.#devices.set(id, device);
+    await this.#look(() => {
+      if (this.#gone) this.#checkWhole();
+      const device = this.#device(id);
+      device.opened++;
+      this.#devices.set(id, device);
+    });
   }
 
   closeThin(id: number): void {
-    const device = this.#devices.get(id)!;
+    const device = this.#devices.get(id);
+    if (!device) return;
     device.opened--;
     if (device.opened === 0 && !device.changed) this.#devices.delete(id);
   }
 
-  /** Where a virtual block of an open device is, or undefined. */
-  lookup(id: number, virtual: number): Maybe<Mapping | undefined> {
-    return this.#transaction.run(() => {
-      if (!this.#trees.mappings.find(this.#root, id, virtual)) return undefined;
-      const { view } = this.#trees.mappings.leaf;
-      const at = this.#trees.mappings.valueAt;
-      const shared = this.#devices.get(id)!.snapshottedTime > mappedTime(view, at);
-      return { block: mappedBlock(view, at), shared };
+  /** Of an open device: it has changed since the last commit. */
+  isChanged(id: number): boolean {
+    return this.#devices.get(id)?.changed ?? false;
+  }
+
+  /** Of an open device: virtual blocks that are mapped. */
+  mappedBlocks(id: number): number {
+    return this.#opened(id).mappedBlocks;
+  }
+
+  /** Of an open device: the last virtual block that is mapped, or -1. */
+  highest(id: number): Maybe<number> {
+    return this.#look(() => {
+      this.#opened(id);
+      return this.#trees.device.highest(this.#deviceRoot(id));
     });
   }
 
-  /** ENOSPC. */
-  async allocateDataBlock(): Promise<number> {
+  /** Where a virtual block of an open device is, or undefined. */
+  lookup(id: number, virtual: number): Maybe<Mapping | undefined> {
+    try {
+      return this.#find(id, virtual);
+    } catch (error) {
+      return this.#blocks.again(error, () => this.#find(id, virtual));
+    }
+  }
+
+  #find(id: number, virtual: number): Mapping | undefined {
+    const { snapshottedTime } = this.#opened(id);
+    const { device } = this.#trees;
+    if (!device.find(this.#deviceRoot(id), virtual)) return undefined;
+    const { view } = device.leaf;
+    const at = device.valueAt;
+    return { block: mappedBlock(view, at), shared: snapshottedTime > mappedTime(view, at) };
+  }
+
+  /** The first run, all shared or none, of an open device in the virtual blocks from `begin` up to `end`. A long one comes in parts. */
+  nextRun(id: number, begin: number, end: number): Maybe<Run | undefined> {
+    return this.#look(() => {
+      const { snapshottedTime } = this.#opened(id);
+      const { device } = this.#trees;
+      const root = this.#deviceRoot(id);
+      let run: Run | undefined;
+      for (let from = begin; from < end && device.next(root, from); from = run!.begin + run!.count) {
+        const { leaf } = device;
+        for (let i = device.index; i < node.nr(leaf); i++) {
+          const virtual = node.key(leaf, i);
+          if (virtual >= end) return run;
+          const at = node.valueAt(leaf, i);
+          const block = mappedBlock(leaf.view, at);
+          const shared = snapshottedTime > mappedTime(leaf.view, at);
+          if (!run) run = { begin: virtual, block, count: 1, shared };
+          else if (continues(run, virtual, block, shared) && run.count < RUN_MAX) run.count++;
+          else return run;
+        }
+      }
+      return run;
+    });
+  }
+
+  /** ENOSPC: DATA_NO_SPACE if there is none until a commit, or at all. */
+  allocateDataBlock(): Maybe<number> {
     return this.#change(() => this.#data.newBlock());
   }
 
+  /** Data blocks from `begin` up to `end` have one more owner, such as a discard that is under way. */
+  retainData(begin: number, end: number): Maybe {
+    return this.#change(() => this.#data.inc(begin, end));
+  }
+
+  /** They have one less; those without any become free with the next commit. */
+  releaseData(begin: number, end: number): Maybe {
+    return this.#change(() => this.#data.dec(begin, end));
+  }
+
+  /** Owners of a data block: entries of leaves, however many devices share these. */
+  dataCount(block: number): Maybe<number> {
+    // The map's cache of bitmaps may have to write one back.
+    return this.#changes.run(() => {
+      this.#checkWhole();
+      return this.#blocks.run(() => this.#data.count(block));
+    });
+  }
+
   /** Maps a virtual block of an open device to a block that was allocated for it. */
-  async insert(id: number, virtual: number, block: number): Promise<void> {
-    const inserted = await this.#change(() => {
+  insert(id: number, virtual: number, block: number): Maybe {
+    return this.#change(() => {
+      const device = this.#opened(id);
+      const { mappings } = this.#trees;
+      // What it lacks is not made on the way.
+      this.#deviceRoot(id);
       setMapping(mappingView, 0, block, this.#time);
-      this.#root = this.#trees.mappings.insert(this.#root, [id, virtual], mappingValue);
-      return this.#trees.mappings.inserted;
+      this.#root = mappings.insert(this.#root, [id, virtual], mappingValue);
+      device.changed = true;
+      if (mappings.inserted) device.mappedBlocks++;
     });
-    const device = this.#devices.get(id)!;
-    device.changed = true;
-    if (inserted) device.mappedBlocks++;
   }
 
-  /** Unmaps the virtual blocks of an open device from `begin` up to `end`. */
-  async removeRange(id: number, begin: number, end: number): Promise<void> {
-    const removed = await this.#change(() => {
-      this.#trees.roots.find(this.#root, id);
-      let root = node.child(this.#trees.roots.leaf, this.#trees.roots.index);
-      // The tree stays while its entry is away.
-      this.#metadata.inc(root, root + 1);
-      let top = this.#trees.roots.remove(this.#root, id);
-      let removed = 0;
-      for (let from = begin; from < end && this.#trees.device.next(root, from); from = this.#trees.device.reached) {
-        const first = node.key(this.#trees.device.leaf, this.#trees.device.index);
-        if (first >= end) break;
-        root = this.#trees.device.removeLeaves(root, first, end);
-        removed += this.#trees.device.removed;
+  /**
+   * Unmaps the virtual blocks of an open device from `begin` up to `end`. Returns where it has stopped: at `end`, or earlier because
+   * a commit is due. What it frees can be had after that, so it is up to the caller when it is made.
+   */
+  async removeRange(id: number, begin: number, end: number): Promise<number> {
+    return this.#changes.run(async () => {
+      for (let from = begin; ; ) {
+        this.#checkWritable();
+        await this.#look(() => this.#trees.device.ahead(this.#deviceRoot(id), from, end, SLICE_LEAVES));
+        from = await this.#now(() => this.#removeSome(id, from, end));
+        if (from >= end || this.commitDue) return from;
+        await turn();
       }
-      top = this.#trees.roots.insert(top, [id], numberBytes(root));
-      this.#root = top;
-      return removed;
     });
-    const device = this.#devices.get(id)!;
-    device.mappedBlocks -= removed;
-    device.changed = true;
   }
 
-  /** The data device has so many blocks now, at least as many as before. */
+  #removeSome(id: number, begin: number, end: number): number {
+    const record = this.#opened(id);
+    const { roots, device } = this.#trees;
+    let root = this.#deviceRoot(id);
+    // The tree stays while its entry is away.
+    this.#metadata.inc(root, root + 1);
+    const top = roots.remove(this.#root, id);
+    let removed = 0;
+    let from = begin;
+    while (from < end) {
+      const first = device.next(root, from) ? node.key(device.leaf, device.index) : end;
+      from = Math.max(from, Math.min(first, end));
+      if (first >= end || removed >= SLICE) break;
+      root = device.removeLeaves(root, first, end);
+      if (device.removed === 0)
+        throw new FormatError('METADATA_TREE', 'EILSEQ', `Virtual block ${first} of device ${id} cannot be removed`);
+      removed += device.removed;
+      from = device.reached;
+    }
+    this.#root = roots.insert(top, [id], numberBytes(root));
+    record.mappedBlocks -= removed;
+    record.changed = true;
+    return from;
+  }
+
+  /** The data device has so many blocks now. EINVAL if that is fewer than before. */
   async resizeData(blocks: number): Promise<void> {
-    await this.#change(() => this.#data.extend(blocks - this.#data.nrBlocks));
+    await this.#changes.run(() => {
+      const { nrBlocks } = this.#data;
+      if (blocks < nrBlocks) throw shrinks(`pool target (${blocks} blocks) too small: expected ${nrBlocks}`);
+      if (blocks > DATA_BLOCKS_MAX)
+        throw shrinks(`pool target (${blocks} blocks) too large: at most ${DATA_BLOCKS_MAX} can be mapped`);
+      if (blocks > nrBlocks) return this.#now(() => this.#data.extend(blocks - nrBlocks));
+    });
   }
 
+  /** As `resizeData`, for the metadata device. Of what is above 15.875 GiB no use is made. */
   async resizeMetadata(blocks: number): Promise<void> {
-    const most = Math.min(blocks, METADATA_BLOCKS_MAX);
-    if (most > this.#metadata.nrBlocks) await this.#change(() => this.#metadata.extend(most - this.#metadata.nrBlocks));
+    await this.#changes.run(() => {
+      const { nrBlocks } = this.#metadata;
+      if (blocks < nrBlocks) throw shrinks(`metadata device (${blocks} blocks) too small: expected ${nrBlocks}`);
+      const most = Math.min(blocks, METADATA_BLOCKS_MAX);
+      if (most > nrBlocks) return this.#now(() => this.#metadata.extend(most - nrBlocks));
+    });
   }
 
-  /** Everything so far is durable when this resolves. */
+  /**
+   * Everything so far is durable when this resolves. When there is no space for what a commit needs, or a block cannot be read, it
+   * rejects and leaves no trace; when it fails later, nothing can be changed until `abort`.
+   */
   async commit(): Promise<void> {
-    if (this.#inService) await this.#commit();
+    await this.#changes.run(() => this.#commit());
   }
 
   async #commit(): Promise<void> {
-    const flushed = this.#options.flushData();
-    if (flushed) await flushed;
+    this.#checkWhole();
+    try {
+      const flushed = this.#options.flushData();
+      if (flushed) await flushed;
+    } catch (error) {
+      // It may say nothing the next time, and what was written is not there.
+      this.#failure = error;
+      throw error;
+    }
+    if (this.#flagWaits) await this.#writeFlag();
+    if (!this.#changed) return;
+    const superblock = await this.#blocks.run(() => this.#prepare());
+    try {
+      await this.#blocks.write(0);
+      await flush(this.device);
+      this.#fill(superblock);
+      await this.#blocks.writeOne(superblock);
+      await flush(this.device);
+    } catch (error) {
+      this.#failure = error;
+      throw error;
+    }
+  }
+
+  /** The operation that makes metadata what is to be written. Nothing is changed between it and the end of the commit. */
+  #prepare(): Block {
+    const superblock = this.#blocks.get(0, SUPERBLOCK);
     const changed = [...this.#devices.values()].reverse().filter((device) => device.changed);
-    await this.#transaction.run(() => {
-      for (const device of changed) {
-        diskDetails.set(detailsView, 0, device);
-        this.#detailsRoot = this.#trees.details.insert(this.#detailsRoot, [device.id], detailsValue);
-      }
-      this.#data.commit();
-      this.#metadata.commit();
-    });
+    for (const device of changed) {
+      diskDetails.set(detailsView, 0, device);
+      this.#detailsRoot = this.#trees.details.insert(this.#detailsRoot, [device.id], detailsValue);
+    }
+    this.#data.commit();
+    this.#metadata.commit();
+    // From here on nothing fails, so that nothing has to be put back.
     for (const device of changed) {
       device.changed = false;
       if (device.opened === 0) this.#devices.delete(device.id);
     }
     this.#data.committed();
     this.#metadata.committed();
-    await this.#blocks.write(0);
-    await flush(this.device);
-    const superblock = await this.#blocks.load(0, SUPERBLOCK);
-    this.#fill(superblock);
     this.#transaction.committed();
-    await this.#blocks.writeOne(superblock);
-    await flush(this.device);
+    this.#changed = false;
+    return superblock;
   }
 
   #fill({ view }: Block): void {
@@ -470,6 +735,62 @@ export class PoolMetadata {
     });
   }
 
+  /**
+   * After a failure: everything since the last commit is forgotten, also by devices that are open; what is on the device is taken up
+   * again, and marked as to be checked. From then on it can be read only. Rejects if it cannot be read: lookups fail from then on.
+   * When the mark cannot be written, the next commit tries again.
+   */
+  async abort(): Promise<void> {
+    await this.#changes.run(async () => {
+      this.#blocks.forget();
+      this.#transaction.committed();
+      this.#changed = false;
+      try {
+        await this.#load();
+        await this.#reload();
+      } catch (error) {
+        this.#gone = true;
+        this.#failure = error;
+        throw error;
+      }
+      this.#gone = false;
+      this.#failure = undefined;
+      this.#flags |= NEEDS_CHECK;
+      this.#flagWaits = true;
+      await this.#writeFlag().catch(() => {});
+    });
+  }
+
+  /** Open devices as they were at the last commit; one that was made since does not exist. */
+  async #reload(): Promise<void> {
+    const opened = [...this.#devices.values()].filter((device) => device.opened > 0);
+    this.#devices.clear();
+    await this.#blocks.run(() => {
+      for (const { id, opened: count } of opened) {
+        if (!this.#trees.details.find(this.#detailsRoot, id)) continue;
+        this.#devices.set(id, { ...this.#device(id), opened: count });
+      }
+    });
+  }
+
+  /** Marks the metadata as to be checked, on the device too. Nothing is changed from then on; a commit writes what was. */
+  async setNeedsCheck(): Promise<void> {
+    await this.#changes.run(() => {
+      this.#flags |= NEEDS_CHECK;
+      this.#flagWaits = true;
+      return this.#writeFlag();
+    });
+  }
+
+  /** The superblock as it is on the device, but for that: nothing else becomes durable. */
+  async #writeFlag(): Promise<void> {
+    const superblock = await this.#blocks.run(() => this.#blocks.get(0, SUPERBLOCK));
+    superblock.view.setUint32(diskSuperblock.at.flags, this.#flags, true);
+    await this.#blocks.writeOne(superblock);
+    await flush(this.device);
+    this.#flagWaits = false;
+  }
+
   /** Roots and space maps as they are now, for those who compare. */
   get roots() {
     return {
@@ -480,6 +801,13 @@ export class PoolMetadata {
     };
   }
 }
+
+type Superblock = ReturnType<typeof diskSuperblock.get>;
+
+const continues = (run: Run, virtual: number, block: number, shared: boolean): boolean =>
+  virtual === run.begin + run.count && block === run.block + run.count && shared === run.shared;
+
+const shrinks = (what: string) => new DmError('THIN_SIZE', 'EINVAL', what);
 
 const unknown = (id: number) => new DmError('THIN_NO_DEVICE', 'ENODATA', `There is no thin device ${id}`);
 
