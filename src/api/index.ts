@@ -84,3 +84,27 @@ export async function openWriteLog(
 export type { LoggedEntry, WriteLogFile } from '../services/log-writes/open-write-log.ts';
 export type { TlsOptions } from '../services/nbd/tls.ts';
 export type { Replayed, ReplayOptions } from '../stores/log-writes/replay.ts';
+
+/** Opens the metadata of a thin pool, to check, list, dump or compare what it holds. */
+export async function openThinMetadata(
+  path: string,
+  options?: import('../services/thin/metadata-file.ts').ThinMetadataOptions,
+): Promise<import('../services/thin/metadata-file.ts').ThinMetadata> {
+  return (await import('../services/thin/metadata-file.ts')).openThinMetadata(path, options);
+}
+
+/** Makes metadata of a thin pool from XML, as thin_restore does, on a file or disk that is there. */
+export async function restoreThinMetadata(
+  xml: string,
+  path: string,
+  options?: import('../stores/thin/restore.ts').RestoreOptions & { directory?: string },
+): Promise<import('../stores/thin/restore.ts').Restored> {
+  return (await import('../services/thin/metadata-file.ts')).restoreThinMetadata(xml, path, options);
+}
+export { metadataSize as thinMetadataSize } from '../formats/thin/size.ts';
+export type { ThinMetadata, ThinMetadataOptions } from '../services/thin/metadata-file.ts';
+export type { CheckReport as ThinCheckReport, Finding as ThinFinding } from '../stores/thin/check.ts';
+export type { DeltaRange as ThinDeltaRange } from '../stores/thin/delta.ts';
+export type { ThinDevice } from '../stores/thin/reader.ts';
+export type { Restored as ThinRestored, RestoreOptions as ThinRestoreOptions } from '../stores/thin/restore.ts';
+export type { ThinUsage } from '../stores/thin/usage.ts';

@@ -16,7 +16,7 @@ import { COMMANDS } from './short/commands.ts';
 export async function run(program: string, argv: readonly string[], io: ShortIo): Promise<number> {
   if (program === 'dmsetup' || program === 'devmap_name' || program === 'dmstats') return runDmsetup(program, argv, io);
   // `dmkit help fork` is `dmkit fork --help`.
-  const [name, ...rest] = argv[0] === 'help' && argv[1] !== undefined ? [argv[1], '--help'] : argv;
+  const [name, ...rest] = joined(argv[0] === 'help' && argv[1] !== undefined ? [...argv.slice(1), '--help'] : argv);
   if (name !== undefined && isDmsetup(name)) return runDmsetup(name, rest, io);
   if (name === undefined || name === 'help' || name === '--help' || name === '-h') {
     (name === undefined ? io.stderr : io.stdout).write(overview());
@@ -36,6 +36,12 @@ export async function run(program: string, argv: readonly string[], io: ShortIo)
   const { command } = await COMMANDS[name].load();
   return runShort(command, rest, io);
 }
+
+/** Commands on the metadata of pools have names of two words. */
+const joined = ([first, second, ...rest]: readonly string[]): readonly string[] =>
+  first === 'thin' && second !== undefined && !second.startsWith('-')
+    ? [`${first} ${second}`, ...rest]
+    : [first, second, ...rest].filter((word) => word !== undefined);
 
 async function runShort(command: ShortCommand, argv: readonly string[], io: ShortIo): Promise<number> {
   try {

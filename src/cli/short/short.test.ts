@@ -158,7 +158,7 @@ test('a failure tells what to do, and ends with status 1', async () => {
 test.each(Object.keys(COMMANDS))('%s --help explains the command and each of its options', async (name) => {
   const { command } = await COMMANDS[name].load();
   expect(command.name).toBe(name);
-  const { status, stdout } = await dmkit(name, '--help');
+  const { status, stdout } = await dmkit(...name.split(' '), '--help');
   expect(status).toBe(0);
   expect(stdout).toContain(`\nusage: dmkit ${name}`);
   for (const option of Object.keys(command.options ?? {})) expect(stdout).toMatch(new RegExp(`--${option}\\b.*  \\S`));

@@ -53,14 +53,14 @@ export async function inspectFile(path: string, { originSize }: { originSize?: n
 }
 
 /** A block device has no size in its inode. */
-async function sizeOf(file: FileHandle): Promise<number> {
+export async function sizeOf(file: FileHandle): Promise<number> {
   const stat = await file.stat({ bigint: true });
   if (!stat.isBlockDevice()) return Number(stat.size);
   return Number(await readFile(`/sys/dev/block/${deviceNumber(stat)}/size`, 'utf8')) * SECTOR;
 }
 
 /** Without the lock of a disk that is in use: who looks does no harm. */
-const reader = (file: FileHandle, size: number): Readable => ({
+export const reader = (file: FileHandle, size: number): Readable => ({
   size: bytes(Math.floor(size / SECTOR) * SECTOR),
   blockSize: SECTOR,
   async read(at, into, start, length) {

@@ -1,6 +1,6 @@
 /** Moving entries between nodes that lie side by side. What is left behind where they were is left as it is. */
+import type { BlockData as Block } from '../../formats/pdata/block.ts';
 import * as node from '../../formats/pdata/node.ts';
-import type { Block } from './blocks.ts';
 
 /** Moves the last `count` entries of `left` to the front of `right`, or, if negative, the first of `right` behind `left`. */
 export function shift(left: Block, right: Block, count: number): void {

@@ -2,7 +2,6 @@
  * Whether the metadata of a thin pool is whole: every block is what it should be, every tree in order, every reference
  * counted. Reads only. It finds what `thin_check` 1.x finds, and wrong totals and hints besides.
  */
-import type { BlockDevice } from '../../device/block-device.ts';
 import { DmError } from '../../errors.ts';
 import { BITMAP, BLOCK_BYTES, type BlockData, blockData, INDEX, type Kind } from '../../formats/pdata/block.ts';
 import * as node from '../../formats/pdata/node.ts';
@@ -21,10 +20,14 @@ import { bytes } from '../../units.ts';
 import { checkBlock } from '../pdata/blocks.ts';
 import type { IndexEntry, SpaceMapRoot } from '../pdata/space-map.ts';
 import { Counts } from './counts.ts';
+import type { Readable } from './reader.ts';
 
 export interface Finding {
-  /** `leak`: space that nobody uses, which harms nobody. */
-  readonly severity: 'error' | 'leak';
+  /**
+   * `leak`: space that nobody uses, which harms nobody. `total`: a sum or a hint that is wrong, which a pool goes on with;
+   * `thin_restore` 0.9 writes such.
+   */
+  readonly severity: 'error' | 'leak' | 'total';
   readonly message: string;
 }
 
@@ -58,12 +61,12 @@ interface TreeKind {
 type Superblock = ReturnType<typeof diskSuperblock.get>;
 
 /** Rejects with FormatError if there is no superblock, or with what the device says. */
-export async function checkMetadata(device: BlockDevice): Promise<CheckReport> {
+export async function checkMetadata(device: Readable): Promise<CheckReport> {
   return new Check(device).run();
 }
 
 class Check {
-  readonly #device: BlockDevice;
+  readonly #device: Readable;
   readonly #findings: Finding[] = [];
   #truncated = false;
   readonly #metadata = new Counts();
@@ -74,7 +77,7 @@ class Check {
   #dataBlocks = 0;
   #time = 0;
 
-  constructor(device: BlockDevice) {
+  constructor(device: Readable) {
     this.#device = device;
   }
 
@@ -83,6 +86,10 @@ class Check {
     const { metadataSpaceMap, dataSpaceMap, flags, version, transId, heldRoot } = superblock;
     this.#metadataBlocks = metadataSpaceMap.nrBlocks;
     this.#dataBlocks = dataSpaceMap.nrBlocks;
+    if (this.#dataBlocks > this.#metadataBlocks * ENTRIES) {
+      this.#error(`${this.#dataBlocks} data blocks need more bitmaps than there are blocks of metadata`);
+      this.#dataBlocks = 0;
+    }
     this.#time = superblock.time;
     if (version !== VERSION) this.#error(`the version is ${version}, and only ${VERSION} is known`);
     if ((flags & ~NEEDS_CHECK) !== 0) this.#error(`unknown flags are set: 0x${flags.toString(16)}`);
@@ -127,14 +134,16 @@ class Check {
     return data;
   }
 
-  /** As `#read`; undefined, with a finding, where there is no such block. */
+  /** Counts a reference to a block. 0, with a finding, where there is no such block. */
+  #refer(number: number, kind: Kind): number {
+    if (number < this.#metadataBlocks && (number + 1) * BLOCK_BYTES <= this.#device.size)
+      return this.#metadata.add(number);
+    this.#error(`block ${number} is referred to as ${kind.name}, and the metadata has ${this.#metadataBlocks} blocks`);
+    return 0;
+  }
+
+  /** As `#read`, of a block that there is; undefined, with a finding, where it is damaged. */
   async #block(number: number, kind: Kind): Promise<BlockData | undefined> {
-    if (number >= this.#metadataBlocks || (number + 1) * BLOCK_BYTES > this.#device.size) {
-      this.#error(
-        `block ${number} is referred to as ${kind.name}, and the metadata has ${this.#metadataBlocks} blocks`,
-      );
-      return undefined;
-    }
     try {
       return await this.#read(number, kind);
     } catch (error) {
@@ -177,8 +186,7 @@ class Check {
 
   /** The metadata snapshot shares trees with the pool; what it alone leads to was read once more here. */
   async #held(number: number): Promise<void> {
-    this.#metadata.add(number);
-    if (await this.#block(number, SUPERBLOCK)) await this.#pool(await this.#superblock(number));
+    if (this.#refer(number, SUPERBLOCK) > 0 && (await this.#block(number, SUPERBLOCK))) await this.#pool(await this.#superblock(number));
   }
 
   #tree(name: string, size: number, leaf: (block: BlockData) => void | Promise<void>): TreeKind {
@@ -208,8 +216,10 @@ class Check {
 
   /** Returns the number of entries below. Keys must be at least `low` and below `high`. */
   async #walk(root: number, kind: TreeKind, low = 0, high = Number.POSITIVE_INFINITY, level = 0): Promise<number> {
+    const references = this.#refer(root, NODE);
+    if (references === 0) return 0;
     const known = this.#below.get(root);
-    if (this.#metadata.add(root) > 1 && known) {
+    if (references > 1 && known) {
       if (known.kind.size !== kind.size) this.#error(`node ${root} is part of ${kind.name} and of ${known.kind.name}`);
       return known.entries;
     }
@@ -221,8 +231,7 @@ class Check {
       return 0;
     }
     const block = await this.#block(root, NODE);
-    if (!block) return 0;
-    this.#checkNode(root, block, kind, level === 0, low, high);
+    if (!block || !this.#checkNode(root, block, kind, level === 0, low, high)) return 0;
     if (node.isLeaf(block)) {
       state.entries = await kind.leaf(block);
       return state.entries;
@@ -238,7 +247,8 @@ class Check {
     return state.entries;
   }
 
-  #checkNode(number: number, block: BlockData, kind: TreeKind, isRoot: boolean, low: number, high: number): void {
+  /** False if its values are not those of the tree. */
+  #checkNode(number: number, block: BlockData, kind: TreeKind, isRoot: boolean, low: number, high: number): boolean {
     const wrong = (what: string) => this.#error(`node ${number} of ${kind.name}: ${what}`);
     const leaf = node.isLeaf(block);
     const size = leaf ? kind.size : node.CHILD;
@@ -252,11 +262,11 @@ class Check {
       if (i > 0 && key <= node.key(block, i - 1)) wrong(`key ${key} comes after ${node.key(block, i - 1)}`);
       if (key < low || key >= high) wrong(`key ${key} lies outside of what leads to it`);
     }
+    return node.valueSize(block) === size;
   }
 
   async #metadataIndex({ bitmapRoot, nrBlocks }: SpaceMapRoot): Promise<IndexEntry[]> {
-    this.#metadata.add(bitmapRoot);
-    const index = await this.#block(bitmapRoot, INDEX);
+    const index = this.#refer(bitmapRoot, INDEX) > 0 ? await this.#block(bitmapRoot, INDEX) : undefined;
     if (!index) return [];
     const count = Math.min(INDEX_ENTRIES, Math.ceil(nrBlocks / ENTRIES));
     return Array.from({ length: count }, (_, i) => diskIndexEntry.get(index.view, INDEX_AT + i * diskIndexEntry.size));
@@ -288,16 +298,14 @@ class Check {
         many.set(node.key(leaf, i), leaf.view.getUint32(node.valueAt(leaf, i), true));
     });
     await this.#walk(root.refCountRoot, kind);
-    const bitmaps: (BlockData | undefined)[] = [];
-    for (const { blocknr } of entries) {
-      this.#metadata.add(blocknr);
-      bitmaps.push(await this.#block(blocknr, BITMAP));
-    }
+    // All are counted before one is compared: a map's own bitmaps are among what it counts.
+    const owned = entries.map(({ blocknr }) => this.#refer(blocknr, BITMAP) === 1);
     if (entries.length < Math.ceil(root.nrBlocks / ENTRIES))
       this.#error(`the space map of ${name} has ${entries.length} bitmaps for ${root.nrBlocks} blocks`);
     let allocated = 0;
     for (const [index, entry] of entries.entries()) {
-      const bitmap = bitmaps[index];
+      const bitmap = owned[index] ? await this.#block(entry.blocknr, BITMAP) : undefined;
+      if (!owned[index]) this.#error(`bitmap ${index} of ${name} is no block of its own`);
       if (bitmap) allocated += this.#bitmap(name, root, counted, many, index, entry, bitmap);
     }
     for (const block of many.keys())
@@ -305,6 +313,7 @@ class Check {
     if (allocated !== root.nrAllocated)
       this.#error(
         `the space map of ${name} is said to have ${root.nrAllocated} blocks allocated, and has ${allocated}`,
+        'total',
       );
   }
 
@@ -340,11 +349,12 @@ class Check {
     if (firstFree >= 0 && firstFree < entry.noneFreeBefore)
       this.#error(
         `bitmap ${index} of ${name} is said to have nothing free before ${entry.noneFreeBefore}, and has ${firstFree}`,
+        'total',
       );
     // As if all blocks existed; some tools write what there is.
     const free = end - allocated;
     if (entry.nrFree !== free && entry.nrFree !== ENTRIES - allocated)
-      this.#error(`bitmap ${index} of ${name} is said to have ${entry.nrFree} blocks free, and has ${free}`);
+      this.#error(`bitmap ${index} of ${name} is said to have ${entry.nrFree} blocks free, and has ${free}`, 'total');
     return allocated;
   }
 }
