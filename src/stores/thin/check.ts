@@ -186,7 +186,8 @@ class Check {
 
   /** The metadata snapshot shares trees with the pool; what it alone leads to was read once more here. */
   async #held(number: number): Promise<void> {
-    if (this.#refer(number, SUPERBLOCK) > 0 && (await this.#block(number, SUPERBLOCK))) await this.#pool(await this.#superblock(number));
+    if (this.#refer(number, SUPERBLOCK) > 0 && (await this.#block(number, SUPERBLOCK)))
+      await this.#pool(await this.#superblock(number));
   }
 
   #tree(name: string, size: number, leaf: (block: BlockData) => void | Promise<void>): TreeKind {
