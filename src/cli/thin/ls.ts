@@ -56,7 +56,8 @@ EXCLUSIVE is what no other thin device has mapped, and what deleting the device 
           ...device,
           transactionId: Number(transactionId),
         }));
-        return printJson(io, { dataBlockSize: blockBytes / 512, devices: rows });
+        printJson(io, { dataBlockSize: blockBytes / 512, devices: rows });
+        return;
       }
       const rows = devices.map((device) => names.map((name) => String(COLUMNS[name](device, blockBytes))));
       io.stdout.write(print(options['no-headers'] === undefined ? [names, ...rows] : rows));

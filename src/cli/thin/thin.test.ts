@@ -26,7 +26,8 @@ async function thin(...argv: string[]) {
     throw new Error('no daemon is needed');
   };
   const io: ShortIo = {
-    stdout: { write: (text) => void (result.stdout += text) },
+    // As a stream does, it returns something.
+    stdout: { write: (text) => (result.stdout += text) },
     stderr: { write: (text) => void (result.stderr += text) },
     stdin: async () => '',
     env: {},
