@@ -102,6 +102,7 @@ export class MappedDevice extends IoPath {
       const table = await Table.build(specs, {
         types: this.#source.types,
         readOnly,
+        owner: this,
         event: () => this.event(),
         enlarge: (below) => this.#source.enlarge(this, below),
         resolve: (argument) => this.#source.resolve(argument, directory),
@@ -109,6 +110,7 @@ export class MappedDevice extends IoPath {
       });
       try {
         if (this.deleting) throw gone(this);
+        table.checkReplaces(this.live?.immutableType);
         if (!this.loaded) table.limits(this.limits);
       } catch (error) {
         await table.close();

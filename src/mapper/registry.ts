@@ -9,9 +9,13 @@ import { snapshotOrigin } from '../targets/snapshot/origin.ts';
 import { snapshot } from '../targets/snapshot/snapshot.ts';
 import { striped } from '../targets/striped.ts';
 import type { TargetType } from '../targets/target.ts';
+import { thinPool } from '../targets/thin/pool-target.ts';
+import { thin } from '../targets/thin/thin.ts';
 import { zero } from '../targets/zero.ts';
 
 export const targetTypes: readonly TargetType[] = [
+  thin,
+  thinPool,
   logWrites,
   flakey,
   delay,

@@ -37,6 +37,7 @@ export interface Limits {
 export interface TableSource {
   readonly types: ReadonlyMap<string, TargetType>;
   readonly readOnly: boolean;
+  readonly owner: BlockDevice;
   event(): void;
   enlarge(device: BlockDevice): boolean;
   /** The same key for every argument that leads to the same device. */
@@ -108,6 +109,17 @@ export class Table {
     return this.#opened;
   }
 
+  /** Only a table of the same type, or of one that may replace anything, may take the place of this one. */
+  get immutableType(): TargetType | undefined {
+    return this.#slots.find(({ type }) => type.immutable)?.type;
+  }
+
+  /** Throws EINVAL. */
+  checkReplaces(immutable: TargetType | undefined): void {
+    if (!immutable || this.#slots.some(({ type }) => type === immutable || type.wildcard)) return;
+    throw invalid(`can't replace immutable target type ${immutable.name}`);
+  }
+
   get canDiscard(): boolean {
     return this.#slots.every(({ target }) => target.canDiscard);
   }
@@ -116,12 +128,13 @@ export class Table {
     checkAmount(specs);
     let end = 0;
     for (const spec of specs) {
-      const type = checkSpec(spec, end, source.types);
+      const type = checkSpec(spec, end, source, this.#slots);
       const target = await type.create({
         start: sector(spec.start),
         length: sector(spec.length),
         args: splitWords(spec.args),
         readOnly: this.readOnly,
+        owner: source.owner,
         open: (argument, mode) => this.#open(argument, mode, source),
         event: source.event,
         enlarge: source.enlarge,
@@ -412,7 +425,14 @@ function checkAmount(specs: readonly TargetSpec[]): void {
 }
 
 /** The checks of one line before its constructor, in the kernel's order. `end`: sector where the line before ended. */
-function checkSpec({ start, length, type: name }: TargetSpec, end: number, types: TableSource['types']): TargetType {
+function checkSpec(
+  { start, length, type: name }: TargetSpec,
+  end: number,
+  { types, readOnly }: TableSource,
+  before: readonly Slot[],
+): TargetType {
+  const alone = before.find(({ type }) => type.singleton)?.type;
+  if (alone) throw invalid(`target type ${alone.name} must appear alone in table`);
   if (Buffer.byteLength(name) > TYPE_BYTES_MAX) throw invalid(`Target type name ${name} is too long.`);
   if (length === 0) throw invalid(`${name}: zero-length target`);
   const sane = start >= 0 && length > 0 && Number.isInteger(start) && Number.isInteger(length);
@@ -422,6 +442,10 @@ function checkSpec({ start, length, type: name }: TargetSpec, end: number, types
     const known = [...types.keys()].join(' ');
     throw new TableError('TABLE_INVALID', 'EINVAL', `${name}: unknown target type`, { hint: `known are: ${known}` });
   }
+  if (type.singleton && before.length > 0) throw invalid('singleton target type must appear alone in table');
+  if (type.writes && readOnly) throw invalid('target type may not be included in a read-only table');
+  if (before.some(({ type: other }) => other !== type && (other.immutable || type.immutable)))
+    throw invalid('immutable target type cannot be mixed with other target types');
   if (start !== end) throw invalid(`${name}: Gap in table`);
   return type;
 }

@@ -65,6 +65,7 @@ async function make(args: string, ...below: BlockDevice[]) {
     readOnly: false,
     open: async (word) => below[Number(word.slice(2))],
     event: () => {},
+    owner: new MemoryDevice(0),
     enlarge: () => false,
   });
   return { clock, target };

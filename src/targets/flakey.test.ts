@@ -66,6 +66,7 @@ async function make(words: string, below: BlockDevice = new MemoryDevice(128 * S
     readOnly: false,
     open: async () => below,
     event: () => {},
+    owner: new MemoryDevice(0),
     enlarge: () => false,
   });
   return { clock, target, below };

@@ -35,6 +35,7 @@ async function make({ device = disk(0), log = disk(1), start = 0 } = {}) {
     readOnly: false,
     open: async (word) => (word === '1:0' ? device : log),
     event: () => {},
+    owner: new MemoryDevice(0),
     enlarge: () => false,
   });
   target.resume!();
@@ -260,6 +261,7 @@ test('a table that was never live leaves the log device as it is', async () => {
     readOnly: false,
     open: async (word) => (word === '1:0' ? disk(0) : log),
     event: () => {},
+    owner: new MemoryDevice(0),
     enlarge: () => false,
   });
   await target.close();

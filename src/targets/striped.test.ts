@@ -60,6 +60,7 @@ async function make(disks: BlockDevice[], args: string, length: number, event = 
     readOnly: false,
     open: async (word) => disks[Number(word.slice(2))],
     event,
+    owner: new MemoryDevice(0),
     enlarge: () => false,
   });
 }

@@ -22,6 +22,12 @@ export interface TargetType {
   readonly version: readonly [major: number, minor: number, patch: number];
   /** May replace any table, even one of an immutable type. */
   readonly wildcard?: boolean;
+  /** Nothing else may replace a live table of it, nor share one with it. */
+  readonly immutable?: boolean;
+  /** Alone in its table. */
+  readonly singleton?: boolean;
+  /** Refused in a read-only table: it writes by itself. */
+  readonly writes?: boolean;
   /**
    * Says why a target with these arguments does not outlive the process that holds it (a transient exception store). The
    * mapper then does not load it again after a restart, and shows the text as the device's note.
@@ -45,6 +51,8 @@ export interface TableLine {
   readonly args: readonly string[];
   /** The table was loaded read-only. */
   readonly readOnly: boolean;
+  /** The mapped device that owns the table. */
+  readonly owner: BlockDevice;
   /**
    * Opens an underlying device. The same disk gives the same object to every target of the mapper, so identity of the
    * object is identity of the disk. The table gives devices back after `close`; a target never closes them. A read-only

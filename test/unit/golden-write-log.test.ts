@@ -67,6 +67,7 @@ test('is written to the byte by the same requests, but for the FUA that does not
     readOnly: false,
     open: async (word) => (word === 'disk' ? disk : log),
     event: () => {},
+    owner: new MemoryDevice(0),
     enlarge: () => false,
   });
   target.resume!();

@@ -9,6 +9,7 @@ import { bytes, SECTOR } from '../../src/units.ts';
 export const FIXTURES = join(import.meta.dirname, '../fixtures/kernel');
 
 /** By the letter that stands for it in a log. */
+export const THIN_PATTERNS = { a: 'extern', b: 'thinwr', c: 'thinw2' } as const;
 export const PATTERNS = { a: 'origin', b: 'snapwr', c: 'origwr' } as const;
 export type PatternTag = keyof typeof PATTERNS;
 
@@ -70,10 +71,15 @@ export const loadImage = (folder: string, image: string) =>
   gunzipSync(readFileSync(join(FIXTURES, folder, `${image}.gz`)));
 
 /** `count` sectors of a pattern, from its sector `skip`. */
-export function pattern(tag: PatternTag, skip: number, count: number): Buffer {
+export function pattern(
+  tag: PatternTag,
+  skip: number,
+  count: number,
+  names: Record<PatternTag, string> = PATTERNS,
+): Buffer {
   const out = Buffer.alloc(count * SECTOR);
   for (let i = 0; i < count; i++) {
-    const text = `${PATTERNS[tag]}:${String(skip + i).padStart(8, '0')} `;
+    const text = `${names[tag]}:${String(skip + i).padStart(8, '0')} `;
     out.fill(text, i * SECTOR, (i + 1) * SECTOR, 'latin1');
   }
   return out;

@@ -1,0 +1,471 @@
+/**
+ * A pool at work: its metadata, its data device, and the thin devices over it (Linux `dm-thin.c`).
+ *
+ * Modes, from best to worst; each real change raises an event:
+ *
+ *     write ──no free data block──> out of data space ──space──> write
+ *           ──metadata used up────> out of metadata space ──larger metadata device, resume──> write
+ *           ──metadata failed─────> read only, needs check ──repaired, reloaded──> write
+ *                                   └──its metadata cannot be read again──> fail, until it is made anew
+ *
+ * All changes of metadata are made one at a time; lookups any time, between two of them. What is written to a new block is
+ * on its way to the data device before it is mapped, and the data device is flushed before metadata is committed: a mapping that is
+ * durable leads to what was written.
+ */
+import type { BlockDevice, Maybe } from '../../device/block-device.ts';
+import { DmError, ioError } from '../../errors.ts';
+import { BLOCK_BYTES } from '../../formats/pdata/block.ts';
+import { type Clock, systemClock } from '../../lib/clock.ts';
+import { Lock } from '../../lib/lock.ts';
+import { METADATA_BLOCKS_MAX } from '../../stores/pdata/metadata-space-map.ts';
+import { PoolMetadata, type Run } from '../../stores/thin/pool-metadata.ts';
+import { type Bytes, bytes, SECTOR, type Sector } from '../../units.ts';
+import type { Features } from './arguments.ts';
+
+export type Mode = 'write' | 'outOfDataSpace' | 'outOfMetadataSpace' | 'readOnly' | 'fail';
+
+const ORDER: readonly Mode[] = ['write', 'outOfDataSpace', 'outOfMetadataSpace', 'readOnly', 'fail'];
+
+/** What nobody has flushed is committed after so long. */
+const COMMIT_MS = 1000;
+
+/** The table that rules a pool. */
+export interface Control {
+  readonly features: Features;
+  readonly lowWater: number;
+  /** The mode that the next resume asks for. */
+  mode: Mode;
+  event(): void;
+}
+
+/** Reads under way. */
+class Reads {
+  readonly #waits = new Set<Promise<unknown>>();
+
+  add(wait: Promise<unknown>): void {
+    this.#waits.add(wait);
+    const ended = () => void this.#waits.delete(wait);
+    wait.then(ended, ended);
+  }
+
+  /** Those that are under way now have ended when this resolves. */
+  async ended(): Promise<void> {
+    if (this.#waits.size > 0) await Promise.allSettled([...this.#waits]);
+  }
+}
+
+async function discard(device: BlockDevice, at: Bytes, length: number): Promise<void> {
+  const wait = device.discard(at, length);
+  if (wait) await wait;
+}
+
+/** A thin device, as its pool sees it. */
+export interface Member {
+  /** No further request begins until `release`; resolves when none is under way. */
+  hold(): Promise<void>;
+  release(): void;
+  readonly id: number;
+  /** What was acknowledged since the last commit is lost. */
+  lose(): void;
+}
+
+/** By metadata device, and by the mapped device of its table. */
+const byMetadata = new WeakMap<BlockDevice, Pool>();
+const byOwner = new WeakMap<BlockDevice, Pool>();
+
+export const poolOf = (owner: BlockDevice): Pool | undefined => byOwner.get(owner);
+
+export class Pool {
+  /** Milliseconds that requests wait for space; 0: for ever. */
+  static noSpaceTimeout = 60_000;
+  static clock: Clock = systemClock;
+
+  readonly owner: BlockDevice;
+  readonly metadataDevice: BlockDevice;
+  readonly data: BlockDevice;
+  readonly blockBytes: number;
+  readonly metadata: PoolMetadata;
+  readonly members = new Set<Member>();
+  mode: Mode = 'write';
+  /** As asked for, and as it is since the last resume. */
+  #control: Control | undefined;
+  #errorIfNoSpace = false;
+  /** Tables that refer to it. */
+  #users = 0;
+  /** Its table is suspended, or has not been resumed yet. */
+  #suspended = true;
+  #lowWaterTold = false;
+  readonly #lock = new Lock();
+  /** Devices that have changed since the last commit ended. */
+  readonly #uncommitted = new Set<number>();
+  /** The commit that has not begun yet. */
+  #next: Promise<void> | undefined;
+  #cancelCommit: (() => void) | undefined;
+  #cancelNoSpace: (() => void) | undefined;
+  /** Requests that wait for space. */
+  #waiting: (() => void)[] = [];
+  /** Of blocks that are shared: until they have ended, nobody else may get these. */
+  readonly sharedReads = new Reads();
+
+  private constructor(
+    owner: BlockDevice,
+    devices: { metadata: BlockDevice; data: BlockDevice },
+    metadata: PoolMetadata,
+    blockSize: Sector,
+  ) {
+    this.owner = owner;
+    this.metadataDevice = devices.metadata;
+    this.data = devices.data;
+    this.blockBytes = blockSize * SECTOR;
+    this.metadata = metadata;
+  }
+
+  /**
+   * The pool of a table: the one there is, or one that is opened, or made. Throws with the kernel's words. To be given back by
+   * `leave`.
+   */
+  static async join(
+    owner: BlockDevice,
+    devices: { metadata: BlockDevice; data: BlockDevice },
+    blockSize: Sector,
+    features: Features,
+    refuse: (errno: 'EBUSY' | 'EINVAL', text: string) => Error,
+  ): Promise<Pool> {
+    const there = byMetadata.get(devices.metadata);
+    if (there && there.owner !== owner) throw refuse('EBUSY', 'metadata device already in use by a pool');
+    if (there && there.data !== devices.data) throw refuse('EBUSY', 'data device already in use by a pool');
+    const own = byOwner.get(owner);
+    if (own && own !== there) throw refuse('EINVAL', 'different pool cannot replace a pool');
+    if (there) {
+      there.#users++;
+      return there;
+    }
+    const metadata = await PoolMetadata.open(devices.metadata, {
+      dataBlockSize: blockSize,
+      readOnly: features.readOnly,
+      flushData: () => devices.data.flush(),
+    });
+    const pool = new Pool(owner, devices, metadata, blockSize);
+    byMetadata.set(devices.metadata, pool);
+    byOwner.set(owner, pool);
+    pool.#users = 1;
+    return pool;
+  }
+
+  /** A table lets go of it. */
+  async leave(): Promise<void> {
+    if (--this.#users > 0) return;
+    byMetadata.delete(this.metadataDevice);
+    byOwner.delete(this.owner);
+    this.#cancelCommit?.();
+    this.#cancelNoSpace?.();
+    if (!this.isAtLeast('outOfMetadataSpace')) await this.#lock.run(() => this.metadata.commit());
+  }
+
+  get suspended(): boolean {
+    return this.#suspended;
+  }
+
+  get errorIfNoSpace(): boolean {
+    return this.#errorIfNoSpace;
+  }
+
+  isAtLeast(mode: Mode): boolean {
+    return ORDER.indexOf(this.mode) >= ORDER.indexOf(mode);
+  }
+
+  /** Blocks that the device of a table of so many bytes has room for. */
+  blocksOf(length: Bytes): number {
+    return Math.floor(length / this.blockBytes);
+  }
+
+  /** Before its table is resumed: the devices may have grown. Throws EINVAL where they have shrunk. */
+  async prepare(control: Control, length: Bytes): Promise<void> {
+    const mode = control.mode;
+    if (this.#control !== control) this.#errorIfNoSpace = control.features.errorIfNoSpace;
+    this.#control = control;
+    this.#errorIfNoSpace = control.features.errorIfNoSpace;
+    this.#setMode(mode);
+    if (this.mode === 'fail') return;
+    await this.#lock.run(async () => {
+      const changed = (await this.#resizeData(this.blocksOf(length))) || (await this.#resizeMetadata());
+      if (changed) await this.#commitLocked();
+    });
+  }
+
+  async #resizeData(blocks: number): Promise<boolean> {
+    const known = this.metadata.dataBlocks;
+    if (blocks < known) throw resizeFault(`pool target (${blocks} blocks) too small: expected ${known}`);
+    if (blocks === known || this.metadata.needsCheck || this.isAtLeast('outOfMetadataSpace')) return false;
+    await this.#guard('dm_pool_resize_data_dev', () => this.metadata.resizeData(blocks));
+    return true;
+  }
+
+  async #resizeMetadata(): Promise<boolean> {
+    const blocks = Math.min(METADATA_BLOCKS_MAX, Math.floor(this.metadataDevice.size / BLOCK_BYTES));
+    const known = this.metadata.metadataBlocks;
+    if (blocks < known) throw resizeFault(`metadata device (${blocks} blocks) too small: expected ${known}`);
+    if (blocks === known || this.metadata.needsCheck) return false;
+    if (this.mode === 'outOfMetadataSpace') this.#setMode('write');
+    await this.#guard('dm_pool_resize_metadata_dev', () => this.metadata.resizeMetadata(blocks));
+    return true;
+  }
+
+  /** Its table is live again. */
+  resume(): void {
+    this.#suspended = false;
+    this.#lowWaterTold = false;
+    for (const member of this.members) member.release();
+    this.#wake();
+  }
+
+  /** Its table is about to be suspended: all its thin devices hold their requests. */
+  async hold(): Promise<void> {
+    this.#suspended = true;
+    this.#cancelNoSpace?.();
+    this.#cancelNoSpace = undefined;
+    await Promise.all([...this.members].map((member) => member.hold()));
+  }
+
+  /** No request is under way. */
+  async postsuspend(): Promise<void> {
+    this.#cancelCommit?.();
+    this.#cancelCommit = undefined;
+    await this.commit();
+  }
+
+  /** A message: a change that is durable when it resolves. EOPNOTSUPP where metadata may not be changed. */
+  async change<T>(work: () => Promise<T>): Promise<T> {
+    return this.#lock.run(async () => {
+      const result = await work();
+      await this.#commitLocked();
+      return result;
+    });
+  }
+
+  /** Everything that was acknowledged is durable. Who asks before it begins shares it. */
+  commit(): Promise<void> {
+    this.#next ??= this.#lock.run(() => {
+      this.#next = undefined;
+      return this.#commitLocked();
+    });
+    return this.#next;
+  }
+
+  async #commitLocked(): Promise<void> {
+    if (this.isAtLeast('outOfMetadataSpace')) return;
+    this.#cancelCommit?.();
+    this.#cancelCommit = undefined;
+    await this.#guard('dm_pool_commit_metadata', () => this.metadata.commit());
+    // Nothing changes while it runs.
+    this.#uncommitted.clear();
+    if (this.metadata.freeMetadataBlocks === 0) this.#setMode('outOfMetadataSpace');
+    if (this.mode === 'outOfDataSpace' && this.metadata.freeDataBlocks > 0) this.#setMode('write');
+  }
+
+  /** Something that was acknowledged to device `id` is not durable. */
+  isUncommitted(id: number): boolean {
+    return this.#uncommitted.has(id);
+  }
+
+  /** Of device `id`. A commit is due in a second, unless somebody flushes before. */
+  #changed(id: number): void {
+    this.#uncommitted.add(id);
+    this.#cancelCommit ??= Pool.clock.after(COMMIT_MS, () => {
+      this.#cancelCommit = undefined;
+      // What goes wrong shows in the mode.
+      void this.commit().catch(() => {});
+    });
+  }
+
+  /** What finds no space has left no trace. What fails otherwise ends all changes, until the metadata is checked. */
+  async #guard<T>(operation: string, work: () => Maybe<T>): Promise<T> {
+    try {
+      return (await work()) as T;
+    } catch (error) {
+      if (!(error instanceof DmError)) throw error;
+      if (error.code === 'DATA_NO_SPACE') throw error;
+      if (error.code === 'METADATA_NO_SPACE') {
+        this.#setMode('outOfMetadataSpace');
+        throw readOnly(error);
+      }
+      await this.#failed();
+      throw ioError(`${operation} failed: ${error.message}`, error);
+    }
+  }
+
+  /** Everything since the last commit is given up, and who has lost something hears of it at the next flush. */
+  async #failed(): Promise<void> {
+    for (const member of this.members) if (this.#uncommitted.has(member.id)) member.lose();
+    this.#uncommitted.clear();
+    try {
+      await this.metadata.abort();
+      this.#setMode('readOnly');
+    } catch {
+      this.#setMode('fail');
+    }
+  }
+
+  /**
+   * A free data block. Rejects with ENOSPC, or EIO where nothing may be changed. `park` is called before it waits for space, `unpark`
+   * before it tries again.
+   */
+  async allocate(park: () => void, unpark: () => Promise<void>): Promise<number> {
+    for (;;) {
+      const block = await this.#lock.run(() => this.#allocate());
+      if (block >= 0) return block;
+      if (this.#errorIfNoSpace) throw noSpace();
+      park();
+      await new Promise<void>((resolve) => this.#waiting.push(resolve));
+      await unpark();
+      if (this.mode === 'outOfDataSpace' && this.#errorIfNoSpace) throw noSpace();
+    }
+  }
+
+  /** -1: there is none. */
+  async #allocate(): Promise<number> {
+    if (this.isAtLeast('outOfMetadataSpace')) throw readOnly();
+    if (this.mode === 'outOfDataSpace') return -1;
+    const { metadata } = this;
+    if (metadata.freeDataBlocks <= this.#control!.lowWater && !this.#lowWaterTold) {
+      this.#lowWaterTold = true;
+      this.#control!.event();
+    }
+    if (metadata.freeDataBlocks === 0) {
+      await this.#commitLocked();
+      if (metadata.freeDataBlocks === 0) {
+        this.#setMode('outOfDataSpace');
+        return -1;
+      }
+    }
+    let block: number;
+    try {
+      block = await this.#guard('dm_pool_alloc_data_block', () => metadata.allocateDataBlock());
+    } catch (error) {
+      if (!(error instanceof DmError && error.code === 'DATA_NO_SPACE')) throw error;
+      this.#setMode('outOfDataSpace');
+      return -1;
+    }
+    if (metadata.freeMetadataBlocks === 0) await this.#commitLocked();
+    return block;
+  }
+
+  /** Gives back a block that was allocated and not mapped. */
+  free(block: number): Promise<void> {
+    return this.#changing('dm_pool_dec_data_range', () => this.metadata.releaseData(block, block + 1));
+  }
+
+  /** Maps a virtual block to one that was allocated. Rejects with EIO where nothing may be changed. */
+  async map(id: number, virtual: number, block: number): Promise<void> {
+    await this.#changing('dm_thin_insert_block', () => this.metadata.insert(id, virtual, block));
+    this.#changed(id);
+  }
+
+  #changing<T>(operation: string, work: () => Maybe<T>): Promise<T> {
+    return this.#lock.run(async () => {
+      if (this.isAtLeast('outOfMetadataSpace')) throw readOnly();
+      return this.#guard(operation, work);
+    });
+  }
+
+  /** Unmaps virtual blocks; what becomes of their data the table says. */
+  async unmap(id: number, begin: number, end: number): Promise<void> {
+    if (!this.passesDown) await this.#remove(id, begin, end);
+    else
+      for (let from = begin; ; ) {
+        const run = await this.metadata.nextRun(id, from, end);
+        if (!run) break;
+        from = run.begin + run.count;
+        await this.#passDown(id, run);
+      }
+    this.#changed(id);
+    // Somebody may be waiting for what is free now.
+    if (this.mode === 'outOfDataSpace') await this.commit();
+  }
+
+  async #remove(id: number, begin: number, end: number): Promise<void> {
+    for (let from = begin; from < end; ) {
+      const at = from;
+      from = await this.#changing('dm_thin_remove_range', () => this.metadata.removeRange(id, at, end));
+      if (this.metadata.commitDue) await this.commit();
+    }
+  }
+
+  /** Blocks that nobody else has are discarded below before anybody can get them. */
+  async #passDown(id: number, { begin, block, count, shared }: Run): Promise<void> {
+    // Counted once more, none of them is free until it has been discarded.
+    await this.#changing('dm_pool_inc_data_range', () => this.metadata.retainData(block, block + count));
+    await this.#remove(id, begin, begin + count);
+    for (let from = block, end = block + count; from < end; ) {
+      let length = shared ? 0 : end - from;
+      while (shared && from + length < end && (await this.metadata.dataCount(from + length)) === 1) length++;
+      // A discard is a hint: that it failed matters to nobody.
+      if (length > 0) await discard(this.data, this.at(from), length * this.blockBytes).catch(() => {});
+      from += length || 1;
+    }
+    await this.#changing('dm_pool_dec_data_range', () => this.metadata.releaseData(block, block + count));
+  }
+
+  get passesDown(): boolean {
+    return (this.#control?.features.passDown ?? false) && this.data.canDiscard;
+  }
+
+  /** Thin devices take discards. */
+  get discards(): boolean {
+    return this.#control?.features.discard ?? false;
+  }
+
+  /** New blocks are zeroed. */
+  get zeroes(): boolean {
+    return this.#control?.features.zero ?? true;
+  }
+
+  /** Requests that wait for space try again. */
+  #wake(): void {
+    for (const go of this.#waiting.splice(0)) go();
+  }
+
+  #setMode(asked: Mode): void {
+    const before = this.mode;
+    let mode = asked;
+    if (mode === 'write' && this.metadata.needsCheck) mode = before === 'write' ? 'readOnly' : before;
+    if (before === 'fail') mode = 'fail';
+    this.mode = mode;
+    if (this.#control) this.#control.mode = mode;
+    if (mode === 'outOfDataSpace') this.#armNoSpace();
+    else {
+      this.#cancelNoSpace?.();
+      this.#cancelNoSpace = undefined;
+      if (mode === 'write') this.#errorIfNoSpace = this.#control?.features.errorIfNoSpace ?? false;
+    }
+    if (mode === before) return;
+    this.#control?.event();
+    this.#wake();
+  }
+
+  #armNoSpace(): void {
+    if (this.#errorIfNoSpace || Pool.noSpaceTimeout === 0) return;
+    this.#cancelNoSpace ??= Pool.clock.after(Pool.noSpaceTimeout, () => {
+      this.#cancelNoSpace = undefined;
+      if (this.mode !== 'outOfDataSpace') return;
+      this.#errorIfNoSpace = true;
+      this.#control?.event();
+      this.#wake();
+    });
+  }
+
+  /** Where a data block lies, in bytes. */
+  at(block: number): Bytes {
+    return bytes(block * this.blockBytes);
+  }
+}
+
+const readOnly = (cause?: unknown) =>
+  ioError('Cannot change anything: the thin pool is read-only, or has no metadata left', cause);
+
+export const noSpace = () =>
+  new DmError('POOL_NO_SPACE', 'ENOSPC', 'No data block of the thin pool is free', {
+    hint: 'enlarge its data device and load its table anew, or discard or delete what is not needed',
+  });
+
+const resizeFault = (text: string) => new DmError('POOL_SHRUNK', 'EINVAL', text);

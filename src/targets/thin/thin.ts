@@ -1,0 +1,359 @@
+/**
+ * `thin <pool dev> <dev id> [<external origin dev>]` (Linux `dm-thin.c`): a device whose blocks come from a pool when they are first
+ * written. What was never written reads as the external origin, or as zeroes.
+ */
+import type { BlockDevice, Extent, Maybe } from '../../device/block-device.ts';
+import { DmError, ioError } from '../../errors.ts';
+import { every } from '../../lib/parts.ts';
+import type { Mapping } from '../../stores/thin/pool-metadata.ts';
+import { type Bytes, bytes, SECTOR } from '../../units.ts';
+import { deviceWord, openArgument, refuse, tableMode } from '../arguments.ts';
+import type { StatusKind, Target, TargetType } from '../target.ts';
+import { parseDevice, thinRefused } from './arguments.ts';
+import { fill } from './fill.ts';
+import { type Member, noSpace, type Pool, poolOf } from './pool.ts';
+
+const TYPE = 'thin';
+
+export const thin: TargetType = {
+  name: TYPE,
+  version: [1, 22, 0],
+  async create(line) {
+    const { args } = line;
+    if (args.length !== 2 && args.length !== 3) throw refuse(TYPE, 'Invalid argument count');
+    if (args[2] === args[0]) throw refuse(TYPE, 'Error setting origin device');
+    const origin =
+      args[2] === undefined ? undefined : await openArgument(line, TYPE, args[2], 'r', 'Error opening origin device');
+    const owner = await openArgument(line, TYPE, args[0], tableMode(line), 'Error opening pool device');
+    const id = parseDevice(args[1]);
+    if (id === undefined) throw refuse(TYPE, 'Invalid device id');
+    const pool = poolOf(owner);
+    if (!pool)
+      throw refuse(TYPE, owner.path === undefined ? "Couldn't find pool object" : "Couldn't get pool mapped device");
+    if (pool.mode === 'fail') throw thinRefused('EINVAL', "Couldn't open thin device, Pool is in fail mode");
+    if (pool.suspended) throw thinRefused('EINVAL', 'Unable to activate thin device while pool is suspended');
+    try {
+      await pool.metadata.openThin(id);
+    } catch (error) {
+      if (error instanceof DmError && error.errno === 'ENODATA')
+        throw thinRefused('ENODATA', "Couldn't open thin internal device");
+      throw error;
+    }
+    return new Thin(pool, owner, id, origin, await pool.metadata.highest(id));
+  },
+};
+
+/** A request under way. One that waits for space is not: nobody has to wait for it. */
+class Request {
+  readonly #all: Set<Promise<unknown>>;
+  #mark!: Promise<void>;
+  #end!: () => void;
+
+  constructor(all: Set<Promise<unknown>>) {
+    this.#all = all;
+    this.begin();
+  }
+
+  begin(): void {
+    this.#mark = new Promise((end) => (this.#end = end));
+    this.#all.add(this.#mark);
+  }
+
+  end(): void {
+    this.#all.delete(this.#mark);
+    this.#end();
+  }
+}
+
+class Thin implements Target, Member {
+  /** Its blocks lie anywhere. */
+  readonly ranges = [];
+  readonly #pool: Pool;
+  readonly #owner: BlockDevice;
+  readonly #id: number;
+  readonly #origin: BlockDevice | undefined;
+  /** Of the origin, in bytes, since the last resume. */
+  #originSize = 0;
+  readonly #size: number;
+  /** Requests wait for this: the pool is suspended. */
+  #held: Promise<void> | undefined;
+  #open: (() => void) | undefined;
+  /** Requests under way. */
+  readonly #io = new Set<Promise<unknown>>();
+  /** Blocks that are being provisioned or discarded: what changes them waits. */
+  readonly #busy = new Map<number, Promise<void>>();
+  /** Something that was acknowledged went with a failure of the pool: no flush may succeed. */
+  #lost = false;
+  /** Largest virtual block that is mapped, or -1. */
+  #highest: number;
+
+  constructor(pool: Pool, owner: BlockDevice, id: number, origin: BlockDevice | undefined, highest: number) {
+    this.#pool = pool;
+    this.#owner = owner;
+    this.#id = id;
+    this.#origin = origin;
+    this.#size = pool.blockBytes;
+    this.#originSize = origin?.size ?? 0;
+    this.#highest = highest;
+    pool.members.add(this);
+  }
+
+  get hints() {
+    return { minimumIo: this.#size as Bytes, optimalIo: this.#size as Bytes };
+  }
+
+  get canDiscard(): boolean {
+    return this.#pool.discards;
+  }
+
+  read(at: Bytes, into: Uint8Array, start: number, length: number): Maybe {
+    if (this.#held) return this.#held.then(() => this.read(at, into, start, length));
+    const size = this.#size;
+    const end = at + length;
+    let waits: Promise<void>[] | undefined;
+    try {
+      for (let from: number = at; from < end; ) {
+        const virtual = Math.floor(from / size);
+        const count = Math.min((virtual + 1) * size, end) - from;
+        const wait = this.#readFrom(virtual, from, into, start, count);
+        if (wait) (waits ??= []).push(wait);
+        from += count;
+        start += count;
+      }
+    } catch (error) {
+      if (!waits) throw error;
+      waits.push(Promise.reject(error));
+    }
+    if (waits) return waits.length === 1 ? waits[0] : every(waits);
+  }
+
+  #readFrom(virtual: number, at: number, into: Uint8Array, start: number, count: number): Maybe {
+    const mapping = this.#lookup(virtual);
+    if (!(mapping instanceof Promise)) return this.#readBlock(mapping, at, into, start, count);
+    return this.#track(mapping.then((found) => this.#readBlock(found, at, into, start, count)));
+  }
+
+  #lookup(virtual: number): Maybe<Mapping | undefined> {
+    if (this.#pool.mode === 'fail') throw ioError('The thin pool has failed');
+    return this.#pool.metadata.lookup(this.#id, virtual);
+  }
+
+  #readBlock(mapping: Mapping | undefined, at: number, into: Uint8Array, start: number, count: number): Maybe {
+    if (!mapping) return this.#readOrigin(at, into, start, count);
+    const wait = this.#pool.data.read(bytes(this.#pool.at(mapping.block) + (at % this.#size)), into, start, count);
+    if (!wait) return;
+    if (mapping.shared) this.#pool.sharedReads.add(wait);
+    return this.#track(wait);
+  }
+
+  /** As far as there is one; zeroes behind it. */
+  #readOrigin(at: number, into: Uint8Array, start: number, count: number): Maybe {
+    const inside = Math.max(0, Math.min(count, this.#originSize - at));
+    into.fill(0, start + inside, start + count);
+    if (inside > 0) return this.#track(this.#origin!.read(bytes(at), into, start, inside));
+  }
+
+  #track<T>(wait: Maybe<T>): Maybe<T> {
+    if (!(wait instanceof Promise)) return wait;
+    this.#io.add(wait);
+    const ended = () => void this.#io.delete(wait);
+    wait.then(ended, ended);
+    return wait;
+  }
+
+  write(at: Bytes, from: Uint8Array, start: number, length: number): Maybe {
+    return this.#put(at, length, from, start);
+  }
+
+  /** The kernel's target has no such request: zeroes are written. */
+  writeZeroes(at: Bytes, length: number): Maybe {
+    return this.#put(at, length, undefined, 0);
+  }
+
+  /** Zeroes if `from` is absent. */
+  #put(at: number, length: number, from: Uint8Array | undefined, start: number): Maybe {
+    if (this.#held) return this.#held.then(() => this.#put(at, length, from, start));
+    const size = this.#size;
+    const end = at + length;
+    let waits: Promise<void>[] | undefined;
+    try {
+      for (let to = at; to < end; ) {
+        const virtual = Math.floor(to / size);
+        const count = Math.min((virtual + 1) * size, end) - to;
+        const wait = this.#putBlock(virtual, to - virtual * size, from, start, count);
+        if (wait) (waits ??= []).push(wait);
+        to += count;
+        start += count;
+      }
+    } catch (error) {
+      if (!waits) throw error;
+      waits.push(Promise.reject(error));
+    }
+    if (waits) return waits.length === 1 ? waits[0] : every(waits);
+  }
+
+  #putBlock(virtual: number, offset: number, from: Uint8Array | undefined, start: number, count: number): Maybe {
+    const busy = this.#busy.get(virtual);
+    if (busy) return this.#track(busy.then(() => this.#putBlock(virtual, offset, from, start, count)));
+    const mapping = this.#lookup(virtual);
+    if (mapping && !(mapping instanceof Promise) && !mapping.shared)
+      return this.#track(this.#writeTo(mapping.block, offset, from, start, count));
+    return this.#alone(virtual, async (request) => {
+      const found = await mapping;
+      if (found && !found.shared) await this.#writeTo(found.block, offset, from, start, count);
+      else await this.#provision(request, virtual, found, offset, from, start, count);
+    });
+  }
+
+  #writeTo(block: number, offset: number, from: Uint8Array | undefined, start: number, count: number): Maybe {
+    const to = bytes(this.#pool.at(block) + offset);
+    return from ? this.#pool.data.write(to, from, start, count) : this.#pool.data.writeZeroes(to, count, false);
+  }
+
+  /** Others that would change the block wait until `work` has ended. */
+  async #alone(virtual: number, work: (request: Request) => Promise<void>): Promise<void> {
+    const request = new Request(this.#io);
+    let end!: () => void;
+    this.#busy.set(virtual, new Promise((resolve) => (end = resolve)));
+    try {
+      await work(request);
+    } finally {
+      this.#busy.delete(virtual);
+      request.end();
+      end();
+    }
+  }
+
+  /** A block of its own for what is written, with what else was there. */
+  async #provision(
+    request: Request,
+    virtual: number,
+    old: Mapping | undefined,
+    offset: number,
+    from: Uint8Array | undefined,
+    start: number,
+    count: number,
+  ): Promise<void> {
+    const pool = this.#pool;
+    const block = await pool.allocate(
+      () => request.end(),
+      async () => {
+        while (this.#held) await this.#held;
+        request.begin();
+      },
+    );
+    try {
+      const at = virtual * this.#size;
+      const inside = old ? this.#size : Math.max(0, Math.min(this.#size, this.#originSize - at));
+      const source = old ? { device: pool.data, at: pool.at(old.block) } : { device: this.#origin, at: bytes(at) };
+      await fill({
+        to: pool.data,
+        at: pool.at(block),
+        size: this.#size,
+        source,
+        inside,
+        // What no source has is zeroed, unless the pool is not to.
+        zero: pool.zeroes,
+        data: from,
+        start,
+        offset,
+        count,
+      });
+      // The old block may go to somebody else: nobody may still be reading it.
+      if (old) await pool.sharedReads.ended();
+      await pool.map(this.#id, virtual, block);
+    } catch (error) {
+      await pool.free(block).catch(() => {});
+      throw error instanceof DmError && error.errno === 'ENOSPC' ? noSpace() : error;
+    }
+    this.#highest = Math.max(this.#highest, virtual);
+  }
+
+  /** Everything that was acknowledged is durable. */
+  flush(): Maybe {
+    if (this.#lost)
+      throw ioError('Cannot flush: what was written since the last commit went with a failure of the pool');
+    if (this.#pool.isUncommitted(this.#id)) return this.#pool.commit();
+    return this.#pool.data.flush();
+  }
+
+  discard(at: Bytes, length: number): Maybe {
+    if (this.#held) return this.#held.then(() => this.discard(at, length));
+    if (this.#pool.mode === 'fail') throw ioError('The thin pool has failed');
+    // A discard is a hint: where nothing may be changed it has no effect.
+    if (this.#pool.isAtLeast('outOfMetadataSpace')) return;
+    const begin = Math.ceil(at / this.#size);
+    const end = Math.floor((at + length) / this.#size);
+    if (begin < end) return this.#track(this.#discard(begin, end));
+  }
+
+  async #discard(begin: number, end: number): Promise<void> {
+    // One at a time with writers of these blocks, and after everything that was under way.
+    await Promise.allSettled([...this.#io]);
+    await this.#pool.unmap(this.#id, begin, end);
+    await this.#findHighest();
+  }
+
+  async extents(at: Bytes, length: number): Promise<Extent[]> {
+    const found: Extent[] = [];
+    const end = at + length;
+    for (let from: number = at; from < end && found.length < 1024; ) {
+      const virtual = Math.floor(from / this.#size);
+      const count = Math.min((virtual + 1) * this.#size, end) - from;
+      const hole = (await this.#lookup(virtual)) === undefined;
+      const zero = hole && from >= this.#originSize;
+      const last = found.at(-1);
+      if (last && last.hole === hole && last.zero === zero) last.length = bytes(last.length + count);
+      else found.push({ length: bytes(count), hole, zero });
+      from += count;
+    }
+    return found;
+  }
+
+  status(kind: StatusKind): string {
+    if (this.#pool.mode === 'fail') return 'Fail';
+    if (kind === 'table')
+      return [deviceWord(this.#owner), this.#id, ...(this.#origin ? [deviceWord(this.#origin)] : [])].join(' ');
+    if (kind !== 'info') return '';
+    const sectors = this.#size / SECTOR;
+    const mapped = this.#pool.metadata.mappedBlocks(this.#id) * sectors;
+    return `${mapped} ${mapped === 0 ? '-' : (this.#highest + 1) * sectors - 1}`;
+  }
+
+  async prestatus(): Promise<void> {
+    // Where metadata cannot be read the status says so.
+    if (this.#pool.mode !== 'fail') await this.#findHighest().catch(() => {});
+  }
+
+  async #findHighest(): Promise<void> {
+    this.#highest = await this.#pool.metadata.highest(this.#id);
+  }
+
+  resume(): void {
+    this.#originSize = this.#origin?.size ?? 0;
+  }
+
+  hold(): Promise<void> {
+    this.#held ??= new Promise((open) => (this.#open = open));
+    return Promise.allSettled([...this.#io]).then(() => {});
+  }
+
+  get id(): number {
+    return this.#id;
+  }
+
+  lose(): void {
+    this.#lost = true;
+  }
+
+  release(): void {
+    this.#open?.();
+    this.#held = undefined;
+    this.#open = undefined;
+  }
+
+  async close(): Promise<void> {
+    this.#pool.members.delete(this);
+    this.#pool.metadata.closeThin(this.#id);
+  }
+}
