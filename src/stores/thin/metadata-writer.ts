@@ -5,6 +5,7 @@ import { BITMAP, BLOCK_BYTES, type BlockData, blockData, INDEX, type Kind, seal 
 import * as node from '../../formats/pdata/node.ts';
 import { CHILD, NODE } from '../../formats/pdata/node.ts';
 import { diskIndexEntry, ENTRIES, INDEX_AT, MANY, setCount } from '../../formats/pdata/space-map.ts';
+import { u64 } from '../../formats/struct.ts';
 import { bytes } from '../../units.ts';
 import { shift } from '../pdata/redistribute.ts';
 import type { SpaceMapRoot } from '../pdata/space-map.ts';
@@ -111,14 +112,11 @@ export class TreeWriter {
   }
 }
 
-const child = new DataView(new ArrayBuffer(CHILD));
-const childBytes = new Uint8Array(child.buffer);
-
-/** A number as the value of a tree; valid until the next call. */
+/** A number as the value of a tree. Not in shared memory: to add it may be to add another one further up first. */
 export function numberValue(number: number): Uint8Array {
-  child.setUint32(0, number % 2 ** 32, true);
-  child.setUint32(4, Math.floor(number / 2 ** 32), true);
-  return childBytes;
+  const value = new Uint8Array(CHILD);
+  u64.set(new DataView(value.buffer), 0, number);
+  return value;
 }
 
 const count = new DataView(new ArrayBuffer(4));
