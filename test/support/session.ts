@@ -2,7 +2,8 @@
  * Plays scenarios on dmkit's mapper and logs them as a real kernel's run is logged, so that two runs are compared as
  * text. A scenario is a list of lines:
  *
- *     run dmsetup create NAME --table "LINE"      and suspend, resume, remove
+ *     run dmsetup create NAME --table "LINE"      and suspend, resume, remove, message
+ *     run blkdiscard -o BYTES -l BYTES /dev/mapper/NAME
  *     put PATTERN NAME SKIP SEEK COUNT            sectors; one write and a flush
  *     merged NAME                                 waits until its merge has ended
  *     state LABEL       sum LABEL NAME            (test/fixtures/kernel/README.md explains what is logged)
@@ -62,6 +63,7 @@ export class Session {
   async dmsetup([command, name, ...rest]: readonly string[]): Promise<void> {
     const ref = { name };
     if (command === 'suspend' || command === 'resume' || command === 'remove') await this.mapper[command](ref);
+    else if (command === 'message') await this.mapper.message(ref, Number(rest[0]), rest.slice(1).join(' '));
     else if (command === 'create') await this.#create(name, rest.slice(1).join(' '));
     else if (command === 'load') await this.mapper.load(ref, [targetSpec(rest.slice(1).join(' '))]);
     else throw new Error(`A scenario has no command dmsetup ${command}`);
@@ -119,13 +121,20 @@ export class Session {
   }
 
   async #logged(command: string): Promise<string[]> {
+    const words = command.split(' ');
     try {
-      await this.dmsetup(command.split(' ').slice(1));
+      if (words[0] === 'blkdiscard') await this.#discard(words);
+      else await this.dmsetup(words.slice(1));
       return [`$ ${command}`];
     } catch (error) {
       if (error instanceof DmError) return [`$ ${command}`, '[exit 1]'];
       throw error;
     }
+  }
+
+  async #discard(words: readonly string[]): Promise<void> {
+    const [, , at, , length, path] = words;
+    await this.mapper.device({ name: path.replace('/dev/mapper/', '') }).discard(bytes(Number(at)), Number(length));
   }
 
   async #loggedSum([label, name]: string[]): Promise<void> {

@@ -1,0 +1,118 @@
+/**
+ * Thin pools go back and forth between dmkit and a real Linux kernel: each activates what the other wrote, and the same commands give
+ * the same lines, sums and data blocks on both. The metadata is whole each time, by our own check and by thin_check.
+ */
+import { execFileSync } from 'node:child_process';
+import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { afterAll, beforeAll, expect, it } from 'vitest';
+import { MemoryDevice } from '../../src/device/memory.ts';
+import { type Prng, prng } from '../../src/lib/prng.ts';
+import { checkMetadata } from '../../src/stores/thin/check.ts';
+import { bytes } from '../../src/units.ts';
+import { Session } from '../support/session.ts';
+import { pattern } from '../unit/golden.ts';
+import { PATTERN_SECTORS, play, sharePatterns } from './play.ts';
+import { Kernel } from './vm/vm.ts';
+
+let kernel: Kernel;
+beforeAll(async () => {
+  kernel = await Kernel.boot();
+  await sharePatterns(kernel);
+});
+afterAll(() => kernel?.close());
+
+const SEEDS = Array.from({ length: Number(process.env.KERNEL_SEEDS ?? 1) }, (_, i) => i + 1);
+const ROUNDS = 3;
+const WRITES = 12;
+/** Sectors. */
+const METADATA = 4096;
+const DATA = 65_536;
+const ORIGIN = 6184;
+const THIN = 16_384;
+const BLOCK = 128;
+
+const thin = (id: number) =>
+  `run dmsetup create t${id} --table "0 ${THIN} thin /dev/mapper/pool ${id}${id === 9 ? ' /dev/loop2' : ''}"`;
+const message = (text: string) => `run dmsetup message pool 0 ${text}`;
+
+/** Some devices that are there already, or are made; writes, snapshots, discards, a delete. */
+function roundOf(random: Prng, round: number, ids: number[]): string[] {
+  const lines = [`run dmsetup create pool --table "0 ${DATA} thin-pool /dev/loop0 /dev/loop1 ${BLOCK} 0"`];
+  if (round === 0) lines.push(...[1, 9].map((id) => message(`create_thin ${id}`)));
+  lines.push(...ids.map(thin), 'state opened', ...ids.map((id) => `sum t${id}-opened t${id}`));
+  const write = () => {
+    const count = random.pick([1, 8, 8, BLOCK, 300]);
+    const from = random.below(PATTERN_SECTORS - count);
+    lines.push(`put ${random.pick(['b', 'c'])} t${random.pick(ids)} ${from} ${random.below(THIN - count)} ${count}`);
+  };
+  for (let i = 0; i < WRITES; i++) write();
+  const of = random.pick(ids.filter((id) => id !== 9));
+  const made = 10 + round;
+  lines.push(
+    `run dmsetup suspend t${of}`,
+    message(`create_snap ${made} ${of}`),
+    `run dmsetup resume t${of}`,
+    thin(made),
+  );
+  ids.push(made);
+  for (let i = 0; i < WRITES; i++) write();
+  for (let i = 0; i < 2; i++) {
+    const at = random.below(THIN / 2) * 512;
+    lines.push(`run blkdiscard -o ${at} -l ${random.below(THIN / 2) * 512 + 512} /dev/mapper/t${random.pick(ids)}`);
+  }
+  for (let i = 0; i < WRITES; i++) write();
+  if (round === 1) {
+    lines.push('run dmsetup remove t1', message('delete 1'));
+    ids.splice(ids.indexOf(1), 1);
+  }
+  lines.push(message(`set_transaction_id ${round} ${round + 1}`));
+  return [...lines, 'state written', ...ids.map((id) => `sum t${id}-written t${id}`)];
+}
+
+async function playHere(disks: readonly Buffer[], scenario: readonly string[]) {
+  const session = new Session();
+  for (const [i, content] of disks.entries()) session.loop(i, content.length / 512, content);
+  const log = await session.play(scenario);
+  await session.close();
+  return { log, disks: await Promise.all(disks.map((_, i) => session.content(i))) };
+}
+
+async function playThere(disks: readonly Buffer[], scenario: readonly string[]) {
+  const made = disks.map((content) => kernel.disk(content.length / 512, content));
+  const log = await play(kernel, made, scenario);
+  return { log, disks: made.map((disk) => disk.read()) };
+}
+
+/** What two checks find of metadata, which must be nothing. */
+async function checked(metadata: Buffer) {
+  const device = new MemoryDevice(metadata.length);
+  device.write(bytes(0), metadata, 0, metadata.length);
+  const report = await checkMetadata(device);
+  expect(report.findings).toEqual([]);
+  const folder = mkdtempSync(join(tmpdir(), 'dmkit-thin-'));
+  try {
+    writeFileSync(join(folder, 'meta'), metadata);
+    execFileSync('thin_check', ['-q', join(folder, 'meta')]);
+  } finally {
+    rmSync(folder, { recursive: true });
+  }
+  return report;
+}
+
+it.each(SEEDS)('pools with snapshots, discards and an external origin, seed %i', async (seed) => {
+  const random = prng(seed);
+  const ids = [1, 9];
+  let fromHere = [Buffer.alloc(METADATA * 512), Buffer.alloc(DATA * 512), pattern('a', 0, ORIGIN)];
+  let fromThere = fromHere;
+  for (let round = 0; round < ROUNDS; round++) {
+    const scenario = roundOf(random, round, ids);
+    const here = await playHere(fromThere, scenario);
+    const there = await playThere(fromHere, scenario);
+    expect(here.log, `round ${round}`).toEqual(there.log);
+    expect(await checked(here.disks[0]), `round ${round}`).toEqual(await checked(there.disks[0]));
+    for (const i of [1, 2]) expect(here.disks[i].equals(there.disks[i]), `round ${round}, disk ${i}`).toBe(true);
+    [fromHere, fromThere] = [here.disks, there.disks];
+  }
+});
