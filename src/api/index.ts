@@ -101,10 +101,20 @@ export async function restoreThinMetadata(
 ): Promise<import('../stores/thin/restore.ts').Restored> {
   return (await import('../services/thin/metadata-file.ts')).restoreThinMetadata(xml, path, options);
 }
+
+/** Makes metadata of a thin pool from what can be read of damaged metadata, on another file or disk that is there. */
+export async function repairThinMetadata(
+  damaged: string,
+  path: string,
+  options?: { directory?: string; overwrite?: boolean },
+): Promise<import('../stores/thin/repair.ts').Repaired> {
+  return (await import('../services/thin/metadata-file.ts')).repairThinMetadata(damaged, path, options);
+}
 export { metadataSize as thinMetadataSize } from '../formats/thin/size.ts';
 export type { ThinMetadata, ThinMetadataOptions } from '../services/thin/metadata-file.ts';
 export type { CheckReport as ThinCheckReport, Finding as ThinFinding } from '../stores/thin/check.ts';
 export type { DeltaRange as ThinDeltaRange } from '../stores/thin/delta.ts';
 export type { ThinDevice } from '../stores/thin/reader.ts';
+export type { Repaired as ThinRepaired } from '../stores/thin/repair.ts';
 export type { Restored as ThinRestored, RestoreOptions as ThinRestoreOptions } from '../stores/thin/restore.ts';
 export type { ThinUsage } from '../stores/thin/usage.ts';

@@ -20,6 +20,7 @@ export const COMMANDS: Readonly<Record<string, { summary: string; load: () => Pr
   'thin check': { summary: 'say whether the metadata of a thin pool is whole', load: () => import('../thin/check.ts') },
   'thin dump': { summary: 'print the metadata of a thin pool as XML', load: () => import('../thin/dump.ts') },
   'thin restore': { summary: 'make metadata from that XML', load: () => import('../thin/restore.ts') },
+  'thin repair': { summary: 'make metadata from what can be read', load: () => import('../thin/repair.ts') },
   'thin ls': { summary: 'list the thin devices of a pool', load: () => import('../thin/ls.ts') },
   'thin delta': { summary: 'print what differs between two thin devices', load: () => import('../thin/delta.ts') },
   'thin metadata-size': {

@@ -113,6 +113,25 @@ test('damaged metadata ends a check with status 1, and is told', async () => {
   expect(JSON.parse((await thin('check', '--json', 'pool.meta')).stdout)).toMatchObject({ ok: false });
 });
 
+test('damaged metadata is repaired to another file, and what is lost is told', async () => {
+  const image = new Image(await poolImage());
+  image.flip(image.leaf, 100);
+  writeFileSync(join(directory, 'pool.meta'), contents(image.device));
+  truncateSync(join(directory, 'new.meta'), 2 ** 21);
+  const { status, stdout, stderr } = await thin('repair', '-i', 'pool.meta', '-o', 'new.meta');
+  expect({ status, stdout }).toEqual({
+    status: 0,
+    stdout: expect.stringMatching(/^3 thin devices with \d+ blocks; what is lost is listed\n$/),
+  });
+  expect(stderr).toMatch(
+    /^(lost: Block \d+ of the metadata on DIR\/pool\.meta is no B-tree node: its checksum is wrong\n){3}$/,
+  );
+  expect((await thin('check', '-q', 'new.meta')).status).toBe(0);
+  const again = await thin('repair', '--json', '--overwrite', '-i', 'pool.meta', '-o', 'new.meta');
+  expect(JSON.parse(again.stdout)).toMatchObject({ devices: 3, truncated: false });
+  expect(await thin('repair', '-i', 'pool.meta', '-o', 'pool.meta', '--overwrite')).toMatchObject({ status: 1 });
+});
+
 test('metadata in use is refused; its metadata snapshot is not', async () => {
   const pool = await FileDevice.open(join(directory, 'pool.meta'), 'rw');
   try {
@@ -170,6 +189,7 @@ describe('a wrong command line ends with status 2', () => {
     [['delta', '--snap1', '1', 'x'], /^dmkit thin delta: --snap2 is missing/],
     [['delta', '--snap1', '1', '--snap2', 'x', 'x'], /--snap2 is "x", not a number/],
     [['restore', '-i', 'x'], /^dmkit thin restore: --output is missing/],
+    [['repair', '-o', 'x'], /^dmkit thin repair: --input is missing/],
     [['metadata-size', '-b', '100k', '-s', '1g', '-m', '1'], /--block-size is 102400 bytes, no multiple of 64k/],
     [['metadata-size', '-b', '64k', '-s', '1x', '-m', '1'], /--pool-size is "1x", not a size/],
     [['metadata-size', '-b', '64k', '-s', '1g', '-m', '1', '-u', 'x'], /--unit is "x"/],

@@ -12,6 +12,7 @@ import { type CheckReport, checkMetadata } from '../../stores/thin/check.ts';
 import { type DeltaRange, delta, printDelta } from '../../stores/thin/delta.ts';
 import { type DumpFormat, dump } from '../../stores/thin/dump.ts';
 import { MetadataReader, type Readable, type ThinDevice, type ThinSuperblock } from '../../stores/thin/reader.ts';
+import { type Repaired, repair } from '../../stores/thin/repair.ts';
 import { type Restored, type RestoreOptions, restore } from '../../stores/thin/restore.ts';
 import { type ThinUsage, usage } from '../../stores/thin/usage.ts';
 import { reader, sizeOf } from '../fork/inspect.ts';
@@ -138,11 +139,29 @@ export async function restoreThinMetadata(
   { directory = '.', ...options }: RestoreOptions & { directory?: string } = {},
 ): Promise<Restored> {
   const source = resolve(directory, xml);
+  return toDevice(path, directory, (device) => restore(device, () => textOf(source), options));
+}
+
+/** Makes metadata from what can be read of damaged metadata, which stays as it is, on another file or disk. */
+export async function repairThinMetadata(
+  damaged: string,
+  path: string,
+  { directory = '.', overwrite = false }: { directory?: string; overwrite?: boolean } = {},
+): Promise<Repaired> {
+  const source = await openClaimed(damaged, directory);
+  try {
+    return await toDevice(path, directory, (device) => repair(source, device, { overwrite }));
+  } finally {
+    await source.close();
+  }
+}
+
+async function toDevice<T>(path: string, directory: string, write: (device: BlockDevice) => Promise<T>): Promise<T> {
   const device = await openLocked(path, directory, 'rw');
   try {
     if (device.readOnly)
-      throw new DmError('READ_ONLY', 'EROFS', `Cannot restore to ${device.name}: it must not be written`);
-    return await restore(device, () => textOf(source), options);
+      throw new DmError('READ_ONLY', 'EROFS', `Cannot write metadata to ${device.name}: it must not be written`);
+    return await write(device);
   } finally {
     await device.close();
   }

@@ -17,18 +17,22 @@ export type DumpFormat = (typeof FORMATS)[number];
 
 /** Rejects with FormatError where the metadata is damaged; what was printed until then is not complete. */
 export async function dump(reader: MetadataReader, format: DumpFormat, write: Write): Promise<void> {
+  for await (const part of dumpParts(reader, format)) write(part);
+}
+
+export async function* dumpParts(reader: MetadataReader, format: DumpFormat): AsyncGenerator<string> {
   const printer = PRINTERS[format];
-  write(printer.begin(reader));
+  yield printer.begin(reader);
   for await (const device of reader.devices()) {
-    write(printer.device(device));
+    yield printer.device(device);
     for await (const runs of reader.runs(device)) {
       let text = '';
       for (const run of runs) text += printer.run(run);
-      write(text);
+      yield text;
     }
-    write(printer.deviceEnd);
+    yield printer.deviceEnd;
   }
-  write(printer.end);
+  yield printer.end;
 }
 
 const xml: Printer = {

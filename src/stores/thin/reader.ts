@@ -31,47 +31,73 @@ export interface Run {
   readonly time: number;
 }
 
-/** More than 2^40 entries need. */
-const LEVELS_MAX = 64;
+/** Told what is damaged and therefore left out. */
+export type Lost = (what: string) => void;
+
+export interface ReadOptions {
+  /** The metadata snapshot. */
+  held?: boolean;
+  /** Damage is told and left out, where it is refused else. */
+  lost?: Lost;
+}
 
 export class MetadataReader {
   readonly superblock: ThinSuperblock;
   readonly #device: Readable;
+  readonly #lost: Lost | undefined;
 
-  private constructor(device: Readable, superblock: ThinSuperblock) {
+  private constructor(device: Readable, superblock: ThinSuperblock, lost: Lost | undefined) {
     this.#device = device;
     this.superblock = superblock;
+    this.#lost = lost;
   }
 
   /**
    * The pool as of its last commit, or as of its metadata snapshot if it is to be the `held` one. Rejects: ENOTBLK or EILSEQ
    * (no metadata, or damaged), EINVAL (nothing held, or a version that is not known), or what the device says.
    */
-  static async open(device: Readable, { held = false } = {}): Promise<MetadataReader> {
+  static async open(device: Readable, { held = false, lost }: ReadOptions = {}): Promise<MetadataReader> {
     if (device.size < BLOCK_BYTES) throw noMetadata(device);
     const superblock = await readSuperblock(device, 0);
-    if (!held) return new MetadataReader(device, superblock);
+    if (!held) return new MetadataReader(device, superblock, lost);
     if (superblock.heldRoot === 0)
       throw new DmError('THIN_NOT_HELD', 'EINVAL', `The pool of ${device.name} has no metadata snapshot`, {
         hint: 'make one: dmsetup message POOL 0 reserve_metadata_snap',
       });
-    return new MetadataReader(device, await readSuperblock(device, superblock.heldRoot));
+    return new MetadataReader(device, await readSuperblock(device, superblock.heldRoot), lost);
   }
 
   /** Devices by number. */
   async *devices(): AsyncGenerator<ThinDevice> {
-    const { deviceDetailsRoot, dataMappingRoot } = this.superblock;
-    const roots = this.#roots(dataMappingRoot);
-    for await (const leaf of this.#leaves(deviceDetailsRoot, diskDetails.size)) {
+    const roots = this.#roots(this.superblock.dataMappingRoot);
+    let next = (await roots.next()).value;
+    for await (const leaf of this.#leaves(this.superblock.deviceDetailsRoot, diskDetails.size)) {
       for (let i = 0; i < node.nr(leaf); i++) {
         const id = node.key(leaf, i);
-        const { value } = await roots.next();
-        if (value?.id !== id) throw this.#notBoth(Math.min(value?.id ?? id, id));
-        yield { id, root: value.root, ...diskDetails.get(leaf.view, node.valueAt(leaf, i)) };
+        for (; next && next.id < id; next = (await roots.next()).value) yield this.#withoutDetails(next);
+        if (next?.id === id) {
+          yield this.#possible({ ...next, ...diskDetails.get(leaf.view, node.valueAt(leaf, i)) });
+          next = (await roots.next()).value;
+        } else this.#damaged(this.#error(`Thin device ${id} of ${this.#device.name} has no mappings`));
       }
     }
-    const { value } = await roots.next();
-    if (value) throw this.#notBoth(value.id);
+    for (; next; next = (await roots.next()).value) yield this.#withoutDetails(next);
+  }
+
+  #possible(device: ThinDevice): ThinDevice {
+    const { time } = this.superblock;
+    const { id, creationTime, snapshottedTime } = device;
+    if (!this.#lost || Math.max(creationTime, snapshottedTime) <= time) return device;
+    this.#lost(
+      `Thin device ${id} has times ${creationTime} and ${snapshottedTime}, after the pool's, which is ${time}`,
+    );
+    return { ...device, creationTime: Math.min(creationTime, time), snapshottedTime: time };
+  }
+
+  /** As if a snapshot had been taken just now: all it has counts as shared, and nothing is overwritten in place. */
+  #withoutDetails({ id, root }: { id: number; root: number }): ThinDevice {
+    this.#damaged(this.#error(`Thin device ${id} of ${this.#device.name} has no details`));
+    return { id, root, mappedBlocks: 0, transactionId: 0n, creationTime: 0, snapshottedTime: this.superblock.time };
   }
 
   /** Rejects with ENODATA. */
@@ -92,6 +118,10 @@ export class MetadataReader {
         const virtual = node.key(leaf, i);
         const data = mappedBlock(leaf.view, at);
         const time = mappedTime(leaf.view, at);
+        if (this.#lost && (data >= this.superblock.dataSpaceMap.nrBlocks || time > this.superblock.time)) {
+          this.#lost(`Virtual block ${virtual} is mapped to data block ${data} at ${time}, which cannot be`);
+          continue;
+        }
         if (
           run &&
           run.virtual + run.length === virtual &&
@@ -117,44 +147,65 @@ export class MetadataReader {
 
   /** The leaves of a tree whose values have `size` bytes. */
   async *#leaves(root: number, size: number): AsyncGenerator<BlockData> {
-    const path: { block: BlockData; number: number; next: number }[] = [];
+    /** Nodes that have been entered; a tree has none of them twice. */
+    const entered = new Set<number>();
+    const path: { block: BlockData; next: number; high: number }[] = [];
     let last = -1;
-    let number = root;
-    for (;;) {
-      const block = await readBlock(this.#device, number, NODE);
-      const leaf = node.isLeaf(block);
-      const wrong = (what: string) =>
-        new FormatError(
-          'METADATA_TREE',
-          'EILSEQ',
-          `The B-tree node ${number} of the metadata on ${this.#device.name} ${what}`,
-          { hint: 'check it with `dmkit thin check`' },
-        );
-      if (path.length > LEVELS_MAX) throw wrong('leads back to itself');
-      if (node.valueSize(block) !== (leaf ? size : node.CHILD))
-        throw wrong(`has values of ${node.valueSize(block)} bytes`);
-      if (leaf) {
-        for (let i = 0; i < node.nr(block); i++) {
-          const key = node.key(block, i);
-          if (key <= last) throw wrong(`has key ${key} after ${last}`);
-          last = key;
-        }
+    let high = Number.POSITIVE_INFINITY;
+    for (let number = root; ; ) {
+      const block = await this.#node(number, size, last, high);
+      if (block && node.isLeaf(block)) {
+        if (node.nr(block) > 0) last = node.key(block, node.nr(block) - 1);
         yield block;
-      } else path.push({ block, number, next: 0 });
+      } else if (block && entered.has(number))
+        this.#damaged(this.#error(`${this.#where(number)} leads back to itself`));
+      else if (block) {
+        entered.add(number);
+        path.push({ block, next: 0, high });
+      }
       while (path.length > 0 && path[path.length - 1].next === node.nr(path[path.length - 1].block)) path.pop();
       const above = path.at(-1);
       if (!above) return;
       number = node.child(above.block, above.next++);
+      high = above.next < node.nr(above.block) ? node.key(above.block, above.next) : above.high;
     }
   }
 
-  #notBoth(id: number): FormatError {
-    return new FormatError(
-      'METADATA_TREE',
-      'EILSEQ',
-      `Thin device ${id} of ${this.#device.name} has only one of mappings and details`,
-      { hint: 'check it with `dmkit thin check`' },
-    );
+  /** A node that is what leads to it says; its keys, if it is a leaf, lie above `last` and below `high`. Undefined if it is lost. */
+  async #node(number: number, size: number, last: number, high: number): Promise<BlockData | undefined> {
+    try {
+      const block = await readBlock(this.#device, number, NODE);
+      const leaf = node.isLeaf(block);
+      if (node.valueSize(block) !== (leaf ? size : node.CHILD))
+        throw this.#error(`${this.#where(number)} has values of ${node.valueSize(block)} bytes`);
+      // With another maximum than it was written with, its values would lie elsewhere.
+      if (node.max(block) % 3 !== 0)
+        throw this.#error(`${this.#where(number)} has room for ${node.max(block)} entries, no multiple of three`);
+      for (let i = 0, before = last; leaf && i < node.nr(block); i++) {
+        const key = node.key(block, i);
+        if (key <= before || key >= high)
+          throw this.#error(`${this.#where(number)} has key ${key} after ${before}, where ${high} ends it`);
+        before = key;
+      }
+      return block;
+    } catch (error) {
+      if (!(error instanceof DmError)) throw error;
+      this.#damaged(error);
+      return undefined;
+    }
+  }
+
+  #damaged(error: DmError): void {
+    if (!this.#lost) throw error;
+    this.#lost(error.message);
+  }
+
+  #where(number: number): string {
+    return `The B-tree node ${number} of the metadata on ${this.#device.name}`;
+  }
+
+  #error(what: string): FormatError {
+    return new FormatError('METADATA_TREE', 'EILSEQ', what, { hint: 'check it with `dmkit thin check`' });
   }
 }
 
