@@ -261,13 +261,14 @@ export class Btree {
   }
 
   /**
-   * Removes entries of a tree of one level from the first on that is not below `begin`, below `end`, up to the end of its leaf.
-   * Sets `removed`, and `reached`: the key to go on with. The attempt that finds nothing more evens out nodes as the others do.
+   * Removes entries of a tree of one level from the first on that is not below `begin`, below `end`, up to the end of its leaf, which
+   * takes from its neighbours on the way; `most` at most. Sets `removed`, and `reached`: the key to go on with. The attempt that
+   * finds nothing more evens out nodes as the others do.
    */
-  removeLeaves(root: number, begin: number, end: number): number {
+  removeLeaves(root: number, begin: number, end: number, most: number): number {
     this.removed = 0;
     this.reached = begin;
-    for (;;) {
+    while (this.removed < most) {
       const spine: Spine = { parent: undefined, current: undefined, root: -1 };
       const i = Math.max(this.#removeWalk(spine, this.#values, root, this.reached, -1), 0);
       root = spine.root;
@@ -280,6 +281,7 @@ export class Btree {
       this.reached = key + 1;
       this.removed++;
     }
+    return root;
   }
 
   /** Lets go of a whole tree, and of what only that led to. */

@@ -632,7 +632,7 @@ export class PoolMetadata {
       const first = device.next(root, from) ? node.key(device.leaf, device.index) : end;
       from = Math.max(from, Math.min(first, end));
       if (first >= end || removed >= SLICE) break;
-      root = device.removeLeaves(root, first, end);
+      root = device.removeLeaves(root, first, end, SLICE - removed);
       if (device.removed === 0)
         throw new FormatError('METADATA_TREE', 'EILSEQ', `Virtual block ${first} of device ${id} cannot be removed`);
       removed += device.removed;
