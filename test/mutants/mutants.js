@@ -18,6 +18,9 @@ const snapshot = 'src/targets/snapshot/snapshot-table.ts';
 const images = 'src/services/fork/images.ts';
 const merges = 'src/services/fork/merges.ts';
 const engine = 'src/services/engine';
+const pool = 'src/stores/thin/pool-metadata.ts';
+const thin = 'src/targets/thin/thin.ts';
+const thins = 'test/unit/thin';
 /** merges.test.ts and merges-interrupted.test.ts */
 const restarts = 'src/services/fork/merges';
 
@@ -542,6 +545,76 @@ const guards = [
     find: '    if (this.#sealed) throw stops();\n',
     replace: '',
     suite: engine,
+  },
+  {
+    guard: 'the data device is flushed before mappings become durable',
+    file: pool,
+    find: '      const flushed = this.#options.flushData();\n      if (flushed) await flushed;\n',
+    replace: '',
+    suite: thins,
+  },
+  {
+    guard: 'metadata is durable before the superblock that leads to it',
+    file: pool,
+    find: '      await this.#blocks.write(0);\n      await flush(this.device);\n',
+    replace: '      await this.#blocks.write(0);\n',
+    suite: thins,
+  },
+  {
+    guard: 'the superblock is durable before a commit is acknowledged',
+    file: pool,
+    find: '      await this.#blocks.writeOne(superblock);\n      await flush(this.device);\n',
+    replace: '      await this.#blocks.writeOne(superblock);\n',
+    suite: thins,
+  },
+  {
+    guard: 'a block that is freed is given out after the next commit only',
+    file: 'src/stores/pdata/space-map.ts',
+    find: 'block >= this.old.nrBlocks || this.#few(this.oldBitmap(Math.floor(block / ENTRIES)), block) === 0',
+    replace: 'true',
+    suite: thins,
+  },
+  {
+    guard: 'what was committed is not changed in place',
+    file: 'src/stores/pdata/transaction.ts',
+    find: '    this.#shadows.clear();\n',
+    replace: '',
+    suite: thins,
+  },
+  {
+    guard: 'a flush of a thin device commits what it got',
+    file: thin,
+    find: 'if (this.#pool.isUncommitted(this.#id)) return this.#pool.commit();',
+    replace: '',
+    suite: thins,
+  },
+  {
+    guard: 'a block is not let go of while somebody reads it',
+    file: thin,
+    find: '      if (old) await pool.sharedReads.ended();\n',
+    replace: '',
+    suite: thins,
+  },
+  {
+    guard: 'what was shared is discarded below after a commit only',
+    file: 'src/targets/thin/pool.ts',
+    find: '      if (shared) await this.#commitLocked();\n',
+    replace: '',
+    suite: thins,
+  },
+  {
+    guard: 'two writers of a block get one',
+    file: thin,
+    find: 'const busy = this.#busy.get(virtual);',
+    replace: 'const busy = undefined as Promise<void> | undefined;',
+    suite: thins,
+  },
+  {
+    guard: 'who lost something in a failure of the pool hears of it',
+    file: 'src/targets/thin/pool.ts',
+    find: '    for (const member of this.members) if (this.#uncommitted.has(member.id)) member.lose();\n',
+    replace: '',
+    suite: thins,
   },
 ];
 

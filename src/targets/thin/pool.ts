@@ -383,27 +383,33 @@ export class Pool {
     if (this.mode === 'outOfDataSpace') await this.commit();
   }
 
-  async #remove(id: number, begin: number, end: number): Promise<void> {
+  #remove(id: number, begin: number, end: number): Promise<void> {
+    return this.#lock.run(() => this.#removeLocked(id, begin, end));
+  }
+
+  async #removeLocked(id: number, begin: number, end: number): Promise<void> {
     for (let from = begin; from < end; ) {
+      if (this.isAtLeast('outOfMetadataSpace')) throw readOnly();
       const at = from;
-      from = await this.#changing('dm_thin_remove_range', () => this.metadata.removeRange(id, at, end));
-      if (this.metadata.commitDue) await this.commit();
+      from = await this.#guard('dm_thin_remove_range', () => this.metadata.removeRange(id, at, end));
+      if (this.metadata.commitDue) await this.#commitLocked();
     }
   }
 
-  /** Blocks that nobody else has are discarded below before anybody can get them. */
-  async #passDown(id: number, { begin, block, count, shared }: Run): Promise<void> {
-    // Counted once more, none of them is free until it has been discarded.
-    await this.#changing('dm_pool_inc_data_range', () => this.metadata.retainData(block, block + count));
-    await this.#remove(id, begin, begin + count);
-    for (let from = block, end = block + count; from < end; ) {
-      let length = shared ? 0 : end - from;
-      while (shared && from + length < end && (await this.metadata.dataCount(from + length)) === 1) length++;
-      // A discard is a hint: that it failed matters to nobody.
-      if (length > 0) await discard(this.data, this.at(from), length * this.blockBytes).catch(() => {});
-      from += length || 1;
-    }
-    await this.#changing('dm_pool_dec_data_range', () => this.metadata.releaseData(block, block + count));
+  /** Blocks that nobody has any more are discarded below, and nobody gets them before that has ended. */
+  #passDown(id: number, { begin, block, count, shared }: Run): Promise<void> {
+    return this.#lock.run(async () => {
+      await this.#removeLocked(id, begin, begin + count);
+      // At the last commit somebody else may still have had what was shared: that must not be gone after a power cut.
+      if (shared) await this.#commitLocked();
+      for (let from = block, end = block + count; from < end; ) {
+        let length = shared ? 0 : end - from;
+        while (shared && from + length < end && (await this.metadata.dataCount(from + length)) === 0) length++;
+        // A discard is a hint: that it failed matters to nobody.
+        if (length > 0) await discard(this.data, this.at(from), length * this.blockBytes).catch(() => {});
+        from += length || 1;
+      }
+    });
   }
 
   get passesDown(): boolean {

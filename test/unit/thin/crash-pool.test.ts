@@ -18,7 +18,7 @@ const BLOCKS = 24;
 const SECTORS = 6 * BLOCK;
 const METADATA = 64 * 4096;
 const STEPS = 50;
-const SEEDS = Number(process.env.CRASH_SEEDS ?? 8);
+const SEEDS = Number(process.env.CRASH_SEEDS ?? 24);
 /** Of all operations, so many are left out between two at which the power fails. */
 const APART = 5;
 
