@@ -54,7 +54,7 @@ const RESERVE_MAX = 4096;
 /** Changed blocks, 32 MiB, from which on a commit is due. */
 const DIRTY_MAX = 8192;
 /** Mappings that are removed before the event loop has its turn; a device that has more is not deleted at once. */
-const SLICE = 4096;
+const SLICE = 2048;
 const DELETED_AT_ONCE = 16384;
 /** Leaves with so many mappings, if each is as empty as can be. */
 const SLICE_LEAVES = Math.ceil(SLICE / (node.maxEntries(MAPPING_BYTES) / 3)) + 2;
