@@ -8,7 +8,8 @@ export const command = define({
   summary: 'Prints what differs between two thin devices of a pool, as thin_delta does. Reads only.',
   help: `Numbers are of blocks of the pool, whose size in sectors is data_block_size. What is the same or differs is
 told by where the blocks are mapped, not by what they hold: a block written again in place is the same.
-With --json, each range says which data blocks it leads to, and "same" ranges are left out.`,
+With --json, each range says which data blocks it leads to, and what is the same is left out, and not even read
+where both devices share it.`,
   options: {
     snap1: { value: 'ID', help: 'number of the one device' },
     snap2: { value: 'ID', help: 'number of the other' },
@@ -39,7 +40,6 @@ async function printRanges(ranges: AsyncIterable<ThinDeltaRange>, head: object, 
   io.stdout.write(`${JSON.stringify(head, undefined, 2).slice(0, -2)},\n  "ranges": [`);
   let separator = '';
   for await (const range of ranges) {
-    if (range.kind === 'same') continue;
     io.stdout.write(`${separator}\n    ${JSON.stringify(range)}`);
     separator = ',';
   }

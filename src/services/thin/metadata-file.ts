@@ -9,7 +9,7 @@ import { locate } from '../../device/locate.ts';
 import { Disks } from '../../device/open.ts';
 import { DmError, fromSystem } from '../../errors.ts';
 import { type CheckReport, checkMetadata } from '../../stores/thin/check.ts';
-import { type DeltaRange, delta, printDelta } from '../../stores/thin/delta.ts';
+import { changes, type DeltaRange, printDelta } from '../../stores/thin/delta.ts';
 import { type DumpFormat, dump } from '../../stores/thin/dump.ts';
 import { MetadataReader, type Readable, type ThinDevice, type ThinSuperblock } from '../../stores/thin/reader.ts';
 import { type Repaired, repair } from '../../stores/thin/repair.ts';
@@ -28,9 +28,9 @@ export interface ThinMetadata {
   usage(): Promise<ThinUsage[]>;
   /** As `thin_dump` prints it. `write` is called with one part after the other. */
   dump(format: DumpFormat, write: (text: string) => void): Promise<void>;
-  /** What differs between two devices, in order. */
+  /** What differs between two devices, in order. Takes as long as there are differences, not as the devices are large. */
   delta(left: number, right: number): AsyncGenerator<DeltaRange>;
-  /** The same as `thin_delta` prints it. */
+  /** The same, and what is the same, as `thin_delta` prints it. */
   printDelta(left: number, right: number, verbose: boolean, write: (text: string) => void): Promise<void>;
   close(): Promise<void>;
 }
@@ -64,7 +64,7 @@ export async function openThinMetadata(
     usage: async () => usage(await metadata()),
     dump: async (format, write) => dump(await metadata(), format, write),
     async *delta(left, right) {
-      yield* delta(...(await pair(left, right)));
+      yield* changes(...(await pair(left, right)));
     },
     printDelta: async (left, right, verbose, write) => printDelta(...(await pair(left, right)), verbose, write),
     close: () => device.close(),

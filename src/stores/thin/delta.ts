@@ -1,6 +1,6 @@
 /** What differs between two thin devices of a pool: where their blocks lead, whenever they were mapped. */
 import type { Write } from './dump.ts';
-import type { MetadataReader, Run, ThinDevice } from './reader.ts';
+import type { MetadataReader, NodeSet, Run, ThinDevice } from './reader.ts';
 
 export interface DeltaRange {
   readonly kind: 'same' | 'different' | 'left_only' | 'right_only';
@@ -12,9 +12,27 @@ export interface DeltaRange {
   readonly right?: number;
 }
 
-/** In order. Neighbours of a kind that lead elsewhere are ranges of their own; where neither has anything there is none. */
-export async function* delta(reader: MetadataReader, left: ThinDevice, right: ThinDevice): AsyncGenerator<DeltaRange> {
-  const [a, b] = [new Cursor(reader, left), new Cursor(reader, right)];
+/** What is not the same, in order, as `delta` tells it. What both devices share of their trees is not even read. */
+export async function* changes(
+  reader: MetadataReader,
+  left: ThinDevice,
+  right: ThinDevice,
+): AsyncGenerator<DeltaRange> {
+  const shared = await reader.sharedNodes(left, right);
+  for await (const range of delta(reader, left, right, shared)) if (range.kind !== 'same') yield range;
+}
+
+/**
+ * In order. Neighbours of a kind that lead elsewhere are ranges of their own; where neither has anything there is none. What lies
+ * in `except`, which both devices have, is left out.
+ */
+export async function* delta(
+  reader: MetadataReader,
+  left: ThinDevice,
+  right: ThinDevice,
+  except?: NodeSet,
+): AsyncGenerator<DeltaRange> {
+  const [a, b] = [new Cursor(reader, left, except), new Cursor(reader, right, except)];
   for (;;) {
     if (a.length === 0 && !(await a.next()) && b.length === 0 && !(await b.next())) return;
     if (b.length === 0) await b.next();
@@ -45,8 +63,8 @@ class Cursor {
   #batch: readonly Run[] = [];
   #index = 0;
 
-  constructor(reader: MetadataReader, device: ThinDevice) {
-    this.#batches = reader.runs(device, { anyTime: true });
+  constructor(reader: MetadataReader, device: ThinDevice, except: NodeSet | undefined) {
+    this.#batches = reader.runs(device, { anyTime: true, except });
   }
 
   async next(): Promise<boolean> {

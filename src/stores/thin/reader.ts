@@ -41,6 +41,14 @@ export interface ReadOptions {
   lost?: Lost;
 }
 
+/** Whether a node is one of them. */
+export type NodeSet = (number: number) => boolean;
+
+export interface RunOptions {
+  anyTime?: boolean;
+  except?: NodeSet;
+}
+
 export class MetadataReader {
   readonly superblock: ThinSuperblock;
   readonly #device: Readable;
@@ -108,10 +116,13 @@ export class MetadataReader {
     });
   }
 
-  /** What a device has mapped, in order, a leaf at a time. With `anyTime` runs go on where only the time differs. */
-  async *runs({ root }: ThinDevice, { anyTime = false } = {}): AsyncGenerator<Run[]> {
+  /**
+   * What a device has mapped, in order, a leaf at a time. With `anyTime` runs go on where only the time differs; `except` is left
+   * out.
+   */
+  async *runs({ root }: ThinDevice, { anyTime = false, except }: RunOptions = {}): AsyncGenerator<Run[]> {
     let run: Run | undefined;
-    for await (const leaf of this.#leaves(root, MAPPING_BYTES)) {
+    for await (const leaf of this.#leaves(root, MAPPING_BYTES, except)) {
       const complete: Run[] = [];
       for (let i = 0; i < node.nr(leaf); i++) {
         const at = node.valueAt(leaf, i);
@@ -139,21 +150,48 @@ export class MetadataReader {
     if (run) yield [run];
   }
 
+  /** The topmost nodes that belong to the mappings of both devices. Of leaves it reads one of each device. */
+  async sharedNodes(left: ThinDevice, right: ThinDevice): Promise<NodeSet> {
+    const owners = new Uint8Array(Math.floor(this.#device.size / BLOCK_BYTES));
+    await this.#markNodes(left.root, owners, 1);
+    await this.#markNodes(right.root, owners, 2);
+    return (number) => owners[number] === 3;
+  }
+
+  async #markNodes(root: number, owners: Uint8Array, bit: number): Promise<void> {
+    const enter = (number: number): boolean => {
+      const before = owners[number];
+      owners[number] |= bit;
+      // All that is below one that the other device has belongs to both.
+      return before === 0;
+    };
+    for (let level = enter(root) ? [root] : []; level.length > 0; ) {
+      const below: number[] = [];
+      for (const number of level) {
+        const block = await readBlock(this.#device, number, NODE);
+        // All leaves are as deep as the first one.
+        if (node.isLeaf(block)) return;
+        for (let i = 0; i < node.nr(block); i++) if (enter(node.child(block, i))) below.push(node.child(block, i));
+      }
+      level = below;
+    }
+  }
+
   async *#roots(top: number): AsyncGenerator<{ id: number; root: number }, undefined> {
     for await (const leaf of this.#leaves(top, node.CHILD))
       for (let i = 0; i < node.nr(leaf); i++) yield { id: node.key(leaf, i), root: node.child(leaf, i) };
     return undefined;
   }
 
-  /** The leaves of a tree whose values have `size` bytes. */
-  async *#leaves(root: number, size: number): AsyncGenerator<BlockData> {
+  /** The leaves of a tree whose values have `size` bytes, but for those below or among `except`. */
+  async *#leaves(root: number, size: number, except?: NodeSet): AsyncGenerator<BlockData> {
     /** Nodes that have been entered; a tree has none of them twice. */
     const entered = new Set<number>();
     const path: { block: BlockData; next: number; high: number }[] = [];
     let last = -1;
     let high = Number.POSITIVE_INFINITY;
     for (let number = root; ; ) {
-      const block = await this.#node(number, size, last, high);
+      const block = except?.(number) ? undefined : await this.#node(number, size, last, high);
       if (block && node.isLeaf(block)) {
         if (node.nr(block) > 0) last = node.key(block, node.nr(block) - 1);
         yield block;

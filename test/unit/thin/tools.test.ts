@@ -1,16 +1,19 @@
 /** What tools read from the metadata of pools, and make of it again. */
 import { describe, expect, test } from 'vitest';
 import { MemoryDevice } from '../../../src/device/memory.ts';
+import * as node from '../../../src/formats/pdata/node.ts';
 import { metadataSize } from '../../../src/formats/thin/size.ts';
 import { readThinXml } from '../../../src/formats/thin/xml.ts';
+import { prng } from '../../../src/lib/prng.ts';
 import { checkMetadata } from '../../../src/stores/thin/check.ts';
-import { delta, printDelta } from '../../../src/stores/thin/delta.ts';
+import { changes, delta, printDelta } from '../../../src/stores/thin/delta.ts';
 import { type DumpFormat, dump } from '../../../src/stores/thin/dump.ts';
 import { PoolMetadata } from '../../../src/stores/thin/pool-metadata.ts';
 import { MetadataReader } from '../../../src/stores/thin/reader.ts';
 import { type RestoreOptions, restore } from '../../../src/stores/thin/restore.ts';
 import { usage } from '../../../src/stores/thin/usage.ts';
 import { bytes, sector } from '../../../src/units.ts';
+import { Image } from '../../support/thin-damage.ts';
 import { contents, EXAMPLE, kernelDump, kernelImage, poolImage } from './images.ts';
 
 async function dumped(device: MemoryDevice, format: DumpFormat = 'xml', held = false): Promise<string> {
@@ -306,6 +309,71 @@ describe('a delta', () => {
     expect(await ranges(device, 3, 1)).toEqual(['right_only 10+20 - 100', 'right_only 50+2 - 7']);
     expect(await ranges(device, 3, 3)).toEqual([]);
     await expect(ranges(device, 1, 9)).rejects.toMatchObject({ code: 'THIN_NO_DEVICE', errno: 'ENODATA' });
+  });
+
+  test('of changes alone reads no leaf that both devices have, and finds the same', async () => {
+    const device = await poolImage();
+    const reads: number[] = [];
+    const read = device.read.bind(device);
+    device.read = (at, into, start, length) => {
+      reads.push(at / 4096);
+      read(at, into, start, length);
+    };
+    const reader = await MetadataReader.open(device);
+    for (const [left, right] of [
+      [1, 2],
+      [1, 3],
+      [3, 2],
+      [3, 3],
+    ]) {
+      const pair = [await reader.device(left), await reader.device(right)] as const;
+      const shared = await reader.sharedNodes(...pair);
+      const all: unknown[] = [];
+      for await (const range of delta(reader, ...pair)) if (range.kind !== 'same') all.push(range);
+      reads.length = 0;
+      const found: unknown[] = [];
+      for await (const range of changes(reader, ...pair)) found.push(range);
+      expect(found).toEqual(all);
+      const seen = [...reads];
+      // But for the first leaf, which tells that leaves begin there.
+      const [first] = seen.filter((number) => node.isLeaf(new Image(device).block(number)));
+      expect(seen.filter((number) => number !== first && number !== pair[0].root && shared(number))).toEqual([]);
+      // Both roots, the first leaf, and three leaves of each that are not shared, at most.
+      expect(seen.length).toBeLessThan(left === right || right - left === 1 ? 3 : 10);
+    }
+  });
+
+  test('of changes in a tree of three levels is what a delta of everything finds', async () => {
+    const device = new MemoryDevice(2 ** 23);
+    const count = 130_000;
+    await restored(
+      device,
+      `<superblock time="0" transaction="0" data_block_size="128" nr_data_blocks="200000"><device dev_id="1" mapped_blocks="0" transaction="0" creation_time="0" snap_time="0"><range_mapping origin_begin="0" data_begin="0" length="${count}" time="0"/></device></superblock>`,
+    );
+    const pool = await PoolMetadata.open(device, { dataBlockSize: sector(128), flushData() {} });
+    const random = prng(1);
+    for (let id = 2; id < 6; id++) {
+      await pool.createSnapshot(id, id - 1);
+      await pool.openThin(id);
+      for (let i = 0; i < 60; i++) await pool.insert(id, random.below(count + 9000), await pool.allocateDataBlock());
+      await pool.removeRange(id, 1000 * id, 1000 * id + 700);
+    }
+    await pool.commit();
+    const reader = await MetadataReader.open(device);
+    for (const [left, right] of [
+      [1, 2],
+      [5, 4],
+      [1, 5],
+      [3, 5],
+    ]) {
+      const pair = [await reader.device(left), await reader.device(right)] as const;
+      const all: unknown[] = [];
+      for await (const range of delta(reader, ...pair)) if (range.kind !== 'same') all.push(range);
+      const found: unknown[] = [];
+      for await (const range of changes(reader, ...pair)) found.push(range);
+      expect(all.length).toBeGreaterThan(50);
+      expect(found).toEqual(all);
+    }
   });
 
   test('is printed as thin_delta prints it', async () => {
