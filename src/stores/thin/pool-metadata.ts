@@ -328,8 +328,9 @@ export class PoolMetadata {
           step = await this.#blocks.run(step);
         }
       } catch (error) {
+        // Whatever it was, it is not as if nothing had been done.
         this.#failure = error;
-        throw error;
+        this.#checkWhole();
       }
     });
   }
@@ -420,7 +421,7 @@ export class PoolMetadata {
 
   /**
    * Its blocks that nothing else has become free. ENODATA, EBUSY while it is open. A large device is let go of in steps; when one of
-   * them fails, nothing can be changed until `abort`.
+   * them fails, it rejects with THIN_FAILED, and nothing can be changed until `abort`.
    */
   async delete(id: number): Promise<void> {
     await this.#long(() => {

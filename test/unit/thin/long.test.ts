@@ -100,7 +100,7 @@ test('a step of a deletion that cannot read stops all changes; an abort brings t
   const pool = await open(device);
   let reads = 0;
   device.fault = (operation) => (operation === 'read' && reads++ > 100 ? 'EIO' : undefined);
-  await expect(pool.delete(1)).rejects.toMatchObject({ errno: 'EIO' });
+  await expect(pool.delete(1)).rejects.toMatchObject({ code: 'THIN_FAILED', errno: 'EIO' });
   device.fault = undefined;
   await expect(pool.commit()).rejects.toMatchObject({ code: 'THIN_FAILED' });
   await pool.abort();
