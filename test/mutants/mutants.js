@@ -20,7 +20,9 @@ const merges = 'src/services/fork/merges.ts';
 const engine = 'src/services/engine';
 const pool = 'src/stores/thin/pool-metadata.ts';
 const thin = 'src/targets/thin/thin.ts';
-const thins = 'test/unit/thin';
+const thins = 'test/unit/thin/crash';
+const thinFailures = 'test/unit/thin/failures';
+const thinTargets = 'test/unit/thin/targets';
 /** merges.test.ts and merges-interrupted.test.ts */
 const restarts = 'src/services/fork/merges';
 
@@ -582,6 +584,41 @@ const guards = [
     suite: thins,
   },
   {
+    guard: 'metadata is not changed while a commit writes it',
+    file: 'src/stores/thin/changes.ts',
+    find: 'this.#last ? this.#last.then(change) : change()',
+    replace: 'change()',
+    suite: thinFailures,
+  },
+  {
+    guard: 'nothing is changed after a commit that failed on the way',
+    file: pool,
+    find: '      await flush(this.device);\n    } catch (error) {\n      this.#failure = error;\n',
+    replace: '      await flush(this.device);\n    } catch (error) {\n',
+    suite: thinFailures,
+  },
+  {
+    guard: 'a data device that failed to flush is not asked again',
+    file: pool,
+    find: '      // It may say nothing the next time, and what was written is not there.\n      this.#failure = error;\n',
+    replace: '',
+    suite: thinFailures,
+  },
+  {
+    guard: 'a change of metadata that fails leaves no trace',
+    file: 'src/stores/pdata/blocks.ts',
+    find: '      this.#putBack();\n',
+    replace: '',
+    suite: thinFailures,
+  },
+  {
+    guard: 'a deletion that failed half-way is not committed',
+    file: pool,
+    find: '        // Whatever it was, it is not as if nothing had been done.\n        this.#failure = error;\n        this.#checkWhole();\n',
+    replace: '        throw error;\n',
+    suite: 'test/unit/thin/long',
+  },
+  {
     guard: 'a flush of a thin device commits what it got',
     file: thin,
     find: 'if (this.#pool.isUncommitted(this.#id)) return this.#pool.commit();',
@@ -593,7 +630,7 @@ const guards = [
     file: thin,
     find: '      if (old) await pool.sharedReads.ended();\n',
     replace: '',
-    suite: thins,
+    suite: thinTargets,
   },
   {
     guard: 'what was shared is discarded below after a commit only',
@@ -607,14 +644,14 @@ const guards = [
     file: thin,
     find: 'const busy = this.#busy.get(virtual);',
     replace: 'const busy = undefined as Promise<void> | undefined;',
-    suite: thins,
+    suite: thinTargets,
   },
   {
     guard: 'who lost something in a failure of the pool hears of it',
     file: 'src/targets/thin/pool.ts',
     find: '    for (const member of this.members) if (this.#uncommitted.has(member.id)) member.lose();\n',
     replace: '',
-    suite: thins,
+    suite: thinTargets,
   },
 ];
 
