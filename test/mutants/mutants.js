@@ -653,6 +653,20 @@ const guards = [
     replace: '',
     suite: thinTargets,
   },
+  {
+    guard: 'what metadata is restored over is no pool before it is overwritten',
+    file: 'src/stores/thin/restore.ts',
+    find: '  await device.flush();\n  const restore = new Restore(',
+    replace: '  const restore = new Restore(',
+    suite: 'test/unit/thin/crash-restore',
+  },
+  {
+    guard: 'restored metadata is durable before its superblock',
+    file: 'src/stores/thin/restore.ts',
+    find: '  await device.flush();\n  await device.write(bytes(0), superblock,',
+    replace: '  await device.write(bytes(0), superblock,',
+    suite: 'test/unit/thin/crash-restore',
+  },
 ];
 
 /** @type {{ guard: string, edits: Edit[], suite?: string }[]} */
