@@ -542,8 +542,8 @@ export class Btree {
 const childNumber = new Uint8Array(CHILD);
 const childView = new DataView(childNumber.buffer);
 
-/** As a value; valid until the next call. */
-function childBytes(number: number): Uint8Array {
+/** A block's number as a value; valid until the next call. */
+export function childBytes(number: number): Uint8Array {
   childView.setUint32(0, number % 2 ** 32, true);
   childView.setUint32(4, Math.floor(number / 2 ** 32), true);
   return childNumber;

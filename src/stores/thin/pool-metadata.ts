@@ -19,35 +19,29 @@
  */
 import { setImmediate as turn } from 'node:timers/promises';
 import type { BlockDevice, Maybe } from '../../device/block-device.ts';
-import { DmError, FormatError } from '../../errors.ts';
+import { DmError } from '../../errors.ts';
 import { BLOCK_BYTES, blockData } from '../../formats/pdata/block.ts';
 import * as node from '../../formats/pdata/node.ts';
-import {
-  diskSuperblock,
-  MAGIC,
-  METADATA_BLOCK_SECTORS,
-  NEEDS_CHECK,
-  SPACE_MAP_ROOTS,
-  SUPERBLOCK,
-  VERSION,
-} from '../../formats/thin/superblock.ts';
+import { diskSuperblock, NEEDS_CHECK, SPACE_MAP_ROOTS, SUPERBLOCK } from '../../formats/thin/superblock.ts';
 import {
   DATA_BLOCKS_MAX,
   diskDetails,
   MAPPING_BYTES,
   mappedBlock,
   mappedTime,
-  setMapping,
   TIME_MAX,
 } from '../../formats/thin/values.ts';
 import { type Bytes, bytes, type Sector } from '../../units.ts';
-import { type Block, Blocks, Numbers } from '../pdata/blocks.ts';
+import { type Block, Blocks } from '../pdata/blocks.ts';
 import { type Btree, type Going, going } from '../pdata/btree.ts';
 import { DataSpaceMap } from '../pdata/data-space-map.ts';
 import { METADATA_BLOCKS_MAX, MetadataSpaceMap } from '../pdata/metadata-space-map.ts';
 import { Transaction } from '../pdata/transaction.ts';
 import { Changes } from './changes.ts';
-import { Trees } from './trees.ts';
+import { checkKnown, emptySuperblock } from './superblock.ts';
+import { type Run, Trees, unknown } from './trees.ts';
+
+export type { Run } from './trees.ts';
 
 /** Blocks of metadata that users are not told of, at most. */
 const RESERVE_MAX = 4096;
@@ -86,19 +80,6 @@ export interface Mapping {
 /** A part of a change that is too long for one; it returns the next one. */
 type Step = () => Step | undefined;
 
-/** Consecutive virtual blocks that are mapped to consecutive data blocks. */
-export interface Run {
-  begin: number;
-  block: number;
-  count: number;
-  shared: boolean;
-}
-
-/** Blocks of a run that is found at once. */
-const RUN_MAX = 16384;
-
-const mappingValue = new Uint8Array(MAPPING_BYTES);
-const mappingView = new DataView(mappingValue.buffer);
 const detailsValue = new Uint8Array(diskDetails.size);
 const detailsView = new DataView(detailsValue.buffer);
 
@@ -112,8 +93,6 @@ export class PoolMetadata {
   readonly #trees: Trees;
   /** Most recently opened first. */
   readonly #devices = new Map<number, Device>();
-  /** Of both trees: operations change them. */
-  readonly #treeRoots = new Numbers(2);
   #time = 0;
   #transId = 0n;
   #flags = 0;
@@ -167,14 +146,14 @@ export class PoolMetadata {
       this.#metadata.commit();
       this.#metadata.committed();
       this.#data.make();
-      this.#root = this.#trees.mappings.empty();
-      this.#detailsRoot = this.#trees.details.empty();
+      this.#trees.root = this.#trees.mappings.empty();
+      this.#trees.detailsRoot = this.#trees.details.empty();
       diskSuperblock.set(superblock.view, 0, {
         ...emptySuperblock,
         dataSpaceMap: this.#data.root,
         metadataSpaceMap: this.#metadata.root,
-        dataMappingRoot: this.#root,
-        deviceDetailsRoot: this.#detailsRoot,
+        dataMappingRoot: this.#trees.root,
+        deviceDetailsRoot: this.#trees.detailsRoot,
         dataBlockSize: this.#options.dataBlockSize,
         metadataNrBlocks: Math.min(blocks, METADATA_BLOCKS_MAX),
       });
@@ -186,53 +165,16 @@ export class PoolMetadata {
   async #load(): Promise<void> {
     await this.#blocks.run(() => {
       const found = diskSuperblock.get(this.#blocks.get(0, SUPERBLOCK).view, 0);
-      this.#checkKnown(found);
+      checkKnown(found, this.device, this.#options.dataBlockSize);
       this.#metadata.open(found.metadataSpaceMap);
       this.#data.open(found.dataSpaceMap);
-      this.#root = found.dataMappingRoot;
-      this.#detailsRoot = found.deviceDetailsRoot;
+      this.#trees.root = found.dataMappingRoot;
+      this.#trees.detailsRoot = found.deviceDetailsRoot;
       this.#time = found.time;
       this.#transId = found.transId;
       this.#flags = found.flags;
       this.#heldRoot = found.heldRoot;
     });
-  }
-
-  #checkKnown({ magic, dataBlockSize, incompatFlags, compatRoFlags, time, dataSpaceMap }: Superblock): void {
-    const { name, readOnly } = this.device;
-    if (magic !== MAGIC)
-      throw new FormatError('THIN_MAGIC', 'EILSEQ', `There is no metadata of a thin pool on ${name}`);
-    if (dataBlockSize !== this.#options.dataBlockSize)
-      throw new FormatError(
-        'THIN_BLOCK_SIZE',
-        'EINVAL',
-        `changing the data block size (from ${dataBlockSize} to ${this.#options.dataBlockSize}) is not supported`,
-      );
-    if (incompatFlags !== 0 || (compatRoFlags !== 0 && !readOnly))
-      throw new FormatError('THIN_FEATURES', 'EINVAL', `The metadata on ${name} has features that are not known`);
-    // A mapping has 24 bits for it: more would change the block.
-    if (time > TIME_MAX) throw new FormatError('THIN_TIME', 'EINVAL', `The pool on ${name} has had ${time} snapshots`);
-    if (dataSpaceMap.nrBlocks > DATA_BLOCKS_MAX)
-      throw new FormatError('METADATA_SIZE', 'EINVAL', `The pool on ${name} has ${dataSpaceMap.nrBlocks} data blocks`);
-  }
-
-  /** Of the mapping tree. */
-  get #root(): number {
-    return this.#treeRoots.numbers[0];
-  }
-
-  set #root(number: number) {
-    this.#blocks.change(this.#treeRoots);
-    this.#treeRoots.numbers[0] = number;
-  }
-
-  get #detailsRoot(): number {
-    return this.#treeRoots.numbers[1];
-  }
-
-  set #detailsRoot(number: number) {
-    this.#blocks.change(this.#treeRoots);
-    this.#treeRoots.numbers[1] = number;
   }
 
   get time(): number {
@@ -354,13 +296,13 @@ export class PoolMetadata {
     await this.#change(() => {
       this.#checkNew(id);
       const root = this.#trees.device.empty();
-      this.#root = this.#trees.roots.insert(this.#root, [id], numberBytes(root));
+      this.#trees.setDeviceRoot(id, root);
       this.#devices.set(id, this.#record(id, 0));
     });
   }
 
   #checkNew(id: number): void {
-    if (this.#devices.has(id) || this.#trees.details.find(this.#detailsRoot, id))
+    if (this.#devices.has(id) || this.#trees.details.find(this.#trees.detailsRoot, id))
       throw new DmError('THIN_EXISTS', 'EEXIST', `Cannot create thin device ${id}: it exists`);
   }
 
@@ -380,23 +322,16 @@ export class PoolMetadata {
       );
     await this.#change(() => {
       this.#checkNew(id);
-      const root = this.#deviceRoot(of);
+      const root = this.#trees.deviceRoot(of);
       const origin = this.#device(of);
       this.#metadata.inc(root, root + 1);
-      this.#root = this.#trees.roots.insert(this.#root, [id], numberBytes(root));
+      this.#trees.setDeviceRoot(id, root);
       this.#time++;
       this.#devices.set(id, this.#record(id, origin.mappedBlocks));
       origin.snapshottedTime = this.#time;
       origin.changed = true;
       this.#devices.set(of, origin);
     });
-  }
-
-  /** Root of a device's own tree. ENODATA. */
-  #deviceRoot(id: number): number {
-    const { roots } = this.#trees;
-    if (!roots.find(this.#root, id)) throw unknown(id);
-    return node.child(roots.leaf, roots.index);
   }
 
   /** One that is open. */
@@ -411,7 +346,7 @@ export class PoolMetadata {
   #device(id: number): Device {
     const known = this.#devices.get(id);
     if (known) return known;
-    if (!this.#trees.details.find(this.#detailsRoot, id)) throw unknown(id);
+    if (!this.#trees.details.find(this.#trees.detailsRoot, id)) throw unknown(id);
     const { mappedBlocks, transactionId, creationTime, snapshottedTime } = diskDetails.get(
       this.#trees.details.leaf.view,
       this.#trees.details.valueAt,
@@ -429,12 +364,13 @@ export class PoolMetadata {
       if (opened > 0) throw new DmError('THIN_ACTIVE', 'EBUSY', `Cannot delete thin device ${id}: it is active`);
       const { details, roots, device } = this.#trees;
       // What is not in the details yet has been created since the last commit.
-      if (details.find(this.#detailsRoot, id)) this.#detailsRoot = details.remove(this.#detailsRoot, id);
-      const root = this.#deviceRoot(id);
+      if (details.find(this.#trees.detailsRoot, id))
+        this.#trees.detailsRoot = details.remove(this.#trees.detailsRoot, id);
+      const root = this.#trees.deviceRoot(id);
       const large = mappedBlocks > DELETED_AT_ONCE;
       // Its tree outlives the entry.
       if (large) this.#metadata.inc(root, root + 1);
-      this.#root = roots.remove(this.#root, id);
+      this.#trees.root = roots.remove(this.#trees.root, id);
       this.#devices.delete(id);
       return large ? () => this.#delete(device, [going(root)]) : undefined;
     });
@@ -464,8 +400,8 @@ export class PoolMetadata {
         this.#metadata.inc(0, 1);
         const copy = this.#transaction.shadow(0, SUPERBLOCK);
         copy.bytes.fill(0, SPACE_MAP_ROOTS.at, SPACE_MAP_ROOTS.at + SPACE_MAP_ROOTS.length);
-        this.#metadata.inc(this.#root, this.#root + 1);
-        this.#metadata.inc(this.#detailsRoot, this.#detailsRoot + 1);
+        this.#metadata.inc(this.#trees.root, this.#trees.root + 1);
+        this.#metadata.inc(this.#trees.detailsRoot, this.#trees.detailsRoot + 1);
         this.#heldRoot = copy.number;
       });
     });
@@ -520,7 +456,7 @@ export class PoolMetadata {
   highest(id: number): Maybe<number> {
     return this.#look(() => {
       this.#opened(id);
-      return this.#trees.device.highest(this.#deviceRoot(id));
+      return this.#trees.device.highest(this.#trees.deviceRoot(id));
     });
   }
 
@@ -536,7 +472,7 @@ export class PoolMetadata {
   #find(id: number, virtual: number): Mapping | undefined {
     const { snapshottedTime } = this.#opened(id);
     const { device } = this.#trees;
-    if (!device.find(this.#deviceRoot(id), virtual)) return undefined;
+    if (!device.find(this.#trees.deviceRoot(id), virtual)) return undefined;
     const { view } = device.leaf;
     const at = device.valueAt;
     return { block: mappedBlock(view, at), shared: snapshottedTime > mappedTime(view, at) };
@@ -546,23 +482,7 @@ export class PoolMetadata {
   nextRun(id: number, begin: number, end: number): Maybe<Run | undefined> {
     return this.#look(() => {
       const { snapshottedTime } = this.#opened(id);
-      const { device } = this.#trees;
-      const root = this.#deviceRoot(id);
-      let run: Run | undefined;
-      for (let from = begin; from < end && device.next(root, from); from = run!.begin + run!.count) {
-        const { leaf } = device;
-        for (let i = device.index; i < node.nr(leaf); i++) {
-          const virtual = node.key(leaf, i);
-          if (virtual >= end) return run;
-          const at = node.valueAt(leaf, i);
-          const block = mappedBlock(leaf.view, at);
-          const shared = snapshottedTime > mappedTime(leaf.view, at);
-          if (!run) run = { begin: virtual, block, count: 1, shared };
-          else if (continues(run, virtual, block, shared) && run.count < RUN_MAX) run.count++;
-          else return run;
-        }
-      }
-      return run;
+      return this.#trees.nextRun(id, begin, end, snapshottedTime);
     });
   }
 
@@ -594,13 +514,11 @@ export class PoolMetadata {
   insert(id: number, virtual: number, block: number): Maybe {
     return this.#change(() => {
       const device = this.#opened(id);
-      const { mappings } = this.#trees;
       // What it lacks is not made on the way.
-      this.#deviceRoot(id);
-      setMapping(mappingView, 0, block, this.#time);
-      this.#root = mappings.insert(this.#root, [id, virtual], mappingValue);
+      this.#trees.deviceRoot(id);
+      const inserted = this.#trees.insert(id, virtual, block, this.#time);
       device.changed = true;
-      if (mappings.inserted) device.mappedBlocks++;
+      if (inserted) device.mappedBlocks++;
     });
   }
 
@@ -612,7 +530,7 @@ export class PoolMetadata {
     return this.#changes.run(async () => {
       for (let from = begin; ; ) {
         this.#checkWritable();
-        await this.#look(() => this.#trees.device.ahead(this.#deviceRoot(id), from, end, SLICE_LEAVES));
+        await this.#look(() => this.#trees.device.ahead(this.#trees.deviceRoot(id), from, end, SLICE_LEAVES));
         from = await this.#now(() => this.#removeSome(id, from, end));
         if (from >= end || this.commitDue) return from;
         await turn();
@@ -621,28 +539,11 @@ export class PoolMetadata {
   }
 
   #removeSome(id: number, begin: number, end: number): number {
-    const record = this.#opened(id);
-    const { roots, device } = this.#trees;
-    let root = this.#deviceRoot(id);
-    // The tree stays while its entry is away.
-    this.#metadata.inc(root, root + 1);
-    const top = roots.remove(this.#root, id);
-    let removed = 0;
-    let from = begin;
-    while (from < end) {
-      const first = device.next(root, from) ? node.key(device.leaf, device.index) : end;
-      from = Math.max(from, Math.min(first, end));
-      if (first >= end || removed >= SLICE) break;
-      root = device.removeLeaves(root, first, end, SLICE - removed);
-      if (device.removed === 0)
-        throw new FormatError('METADATA_TREE', 'EILSEQ', `Virtual block ${first} of device ${id} cannot be removed`);
-      removed += device.removed;
-      from = device.reached;
-    }
-    this.#root = roots.insert(top, [id], numberBytes(root));
-    record.mappedBlocks -= removed;
-    record.changed = true;
-    return from;
+    const device = this.#opened(id);
+    const reached = this.#trees.removeRange(id, begin, end, SLICE);
+    device.mappedBlocks -= this.#trees.removed;
+    device.changed = true;
+    return reached;
   }
 
   /** The data device has so many blocks now. EINVAL if that is fewer than before. */
@@ -705,7 +606,7 @@ export class PoolMetadata {
     const changed = [...this.#devices.values()].reverse().filter((device) => device.changed);
     for (const device of changed) {
       diskDetails.set(detailsView, 0, device);
-      this.#detailsRoot = this.#trees.details.insert(this.#detailsRoot, [device.id], detailsValue);
+      this.#trees.detailsRoot = this.#trees.details.insert(this.#trees.detailsRoot, [device.id], detailsValue);
     }
     this.#data.commit();
     this.#metadata.commit();
@@ -726,8 +627,8 @@ export class PoolMetadata {
     diskSuperblock.set(view, 0, {
       ...before,
       time: this.#time,
-      dataMappingRoot: this.#root,
-      deviceDetailsRoot: this.#detailsRoot,
+      dataMappingRoot: this.#trees.root,
+      deviceDetailsRoot: this.#trees.detailsRoot,
       heldRoot: this.#heldRoot,
       transId: this.#transId,
       flags: this.#flags,
@@ -768,7 +669,7 @@ export class PoolMetadata {
     this.#devices.clear();
     await this.#blocks.run(() => {
       for (const { id, opened: count } of opened) {
-        if (!this.#trees.details.find(this.#detailsRoot, id)) continue;
+        if (!this.#trees.details.find(this.#trees.detailsRoot, id)) continue;
         this.#devices.set(id, { ...this.#device(id), opened: count });
       }
     });
@@ -795,40 +696,15 @@ export class PoolMetadata {
   /** Roots and space maps as they are now, for those who compare. */
   get roots() {
     return {
-      mapping: this.#root,
-      details: this.#detailsRoot,
+      mapping: this.#trees.root,
+      details: this.#trees.detailsRoot,
       data: this.#data.root,
       metadata: this.#metadata.root,
     };
   }
 }
 
-type Superblock = ReturnType<typeof diskSuperblock.get>;
-
-const continues = (run: Run, virtual: number, block: number, shared: boolean): boolean =>
-  virtual === run.begin + run.count && block === run.block + run.count && shared === run.shared;
-
 const shrinks = (what: string) => new DmError('THIN_SIZE', 'EINVAL', what);
-
-const unknown = (id: number) => new DmError('THIN_NO_DEVICE', 'ENODATA', `There is no thin device ${id}`);
-
-const emptySuperblock = {
-  csum: 0,
-  flags: 0,
-  blocknr: 0,
-  uuid: undefined,
-  magic: MAGIC,
-  version: VERSION,
-  time: 0,
-  transId: 0n,
-  heldRoot: 0,
-  gap1: undefined,
-  gap2: undefined,
-  metadataBlockSize: METADATA_BLOCK_SECTORS,
-  compatFlags: 0,
-  compatRoFlags: 0,
-  incompatFlags: 0,
-};
 
 async function flush(device: BlockDevice): Promise<void> {
   const wait = device.flush();
@@ -841,13 +717,3 @@ const tooSmall = (device: BlockDevice) =>
     'EINVAL',
     `The metadata device ${device.name} has ${device.size as Bytes} bytes, which is too small`,
   );
-
-const childNumber = new Uint8Array(node.CHILD);
-const childView = new DataView(childNumber.buffer);
-
-/** As a value; valid until the next call. */
-function numberBytes(number: number): Uint8Array {
-  childView.setUint32(0, number % 2 ** 32, true);
-  childView.setUint32(4, Math.floor(number / 2 ** 32), true);
-  return childNumber;
-}
