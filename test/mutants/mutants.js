@@ -641,9 +641,9 @@ const guards = [
   },
   {
     guard: 'two writers of a block get one',
-    file: thin,
-    find: 'const busy = this.#busy.get(virtual);',
-    replace: 'const busy = undefined as Promise<void> | undefined;',
+    file: 'src/targets/thin/traffic.ts',
+    find: 'return this.#busy.get(virtual) ?? this.reading(virtual);',
+    replace: 'return this.reading(virtual);',
     suite: thinTargets,
   },
   {

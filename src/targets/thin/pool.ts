@@ -21,6 +21,7 @@ import { METADATA_BLOCKS_MAX } from '../../stores/pdata/metadata-space-map.ts';
 import { PoolMetadata, type Run } from '../../stores/thin/pool-metadata.ts';
 import { type Bytes, bytes, SECTOR, type Sector } from '../../units.ts';
 import type { Features } from './arguments.ts';
+import { Traffic } from './traffic.ts';
 
 export type Mode = 'write' | 'outOfDataSpace' | 'outOfMetadataSpace' | 'readOnly' | 'fail';
 
@@ -65,6 +66,7 @@ export interface Member {
   hold(): Promise<void>;
   release(): void;
   readonly id: number;
+  readonly traffic: Traffic;
   /** What was acknowledged since the last commit is lost. */
   lose(): void;
 }
@@ -460,6 +462,12 @@ export class Pool {
     });
   }
 
+  /** Of a thin device, which several mapped devices may show. */
+  trafficOf(id: number): Traffic {
+    for (const member of this.members) if (member.id === id) return member.traffic;
+    return new Traffic();
+  }
+
   /** Where a data block lies, in bytes. */
   at(block: number): Bytes {
     return bytes(block * this.blockBytes);
@@ -469,7 +477,7 @@ export class Pool {
 const readOnly = (cause?: unknown) =>
   ioError('Cannot change anything: the thin pool is read-only, or has no metadata left', cause);
 
-export const noSpace = () =>
+const noSpace = () =>
   new DmError('POOL_NO_SPACE', 'ENOSPC', 'No data block of the thin pool is free', {
     hint: 'enlarge its data device and load its table anew, or discard or delete what is not needed',
   });

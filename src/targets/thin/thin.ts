@@ -11,9 +11,12 @@ import { deviceWord, openArgument, refuse, tableMode } from '../arguments.ts';
 import type { StatusKind, Target, TargetType } from '../target.ts';
 import { parseDevice, thinRefused } from './arguments.ts';
 import { fill } from './fill.ts';
-import { type Member, noSpace, type Pool, poolOf } from './pool.ts';
+import { type Member, type Pool, poolOf } from './pool.ts';
+import type { Request, Traffic } from './traffic.ts';
 
 const TYPE = 'thin';
+/** One answer of `extents`. */
+const EXTENTS_MAX = 1024;
 
 export const thin: TargetType = {
   name: TYPE,
@@ -43,28 +46,6 @@ export const thin: TargetType = {
   },
 };
 
-/** A request under way. One that waits for space is not: nobody has to wait for it. */
-class Request {
-  readonly #all: Set<Promise<unknown>>;
-  #mark!: Promise<void>;
-  #end!: () => void;
-
-  constructor(all: Set<Promise<unknown>>) {
-    this.#all = all;
-    this.begin();
-  }
-
-  begin(): void {
-    this.#mark = new Promise((end) => (this.#end = end));
-    this.#all.add(this.#mark);
-  }
-
-  end(): void {
-    this.#all.delete(this.#mark);
-    this.#end();
-  }
-}
-
 class Thin implements Target, Member {
   /** Its blocks lie anywhere. */
   readonly ranges = [];
@@ -78,10 +59,7 @@ class Thin implements Target, Member {
   /** Requests wait for this: the pool is suspended. */
   #held: Promise<void> | undefined;
   #open: (() => void) | undefined;
-  /** Requests under way. */
-  readonly #io = new Set<Promise<unknown>>();
-  /** Blocks that are being provisioned or discarded: what changes them waits. */
-  readonly #busy = new Map<number, Promise<void>>();
+  readonly #traffic: Traffic;
   /** Something that was acknowledged went with a failure of the pool: no flush may succeed. */
   #lost = false;
   /** Largest virtual block that is mapped, or -1. */
@@ -95,6 +73,7 @@ class Thin implements Target, Member {
     this.#size = pool.blockBytes;
     this.#originSize = origin?.size ?? 0;
     this.#highest = highest;
+    this.#traffic = pool.trafficOf(id);
     pool.members.add(this);
   }
 
@@ -128,9 +107,18 @@ class Thin implements Target, Member {
   }
 
   #readFrom(virtual: number, at: number, into: Uint8Array, start: number, count: number): Maybe {
+    const before = this.#traffic.reading(virtual);
+    if (before) return this.#after(before, () => this.#readFrom(virtual, at, into, start, count));
     const mapping = this.#lookup(virtual);
     if (!(mapping instanceof Promise)) return this.#readBlock(mapping, at, into, start, count);
     return this.#track(mapping.then((found) => this.#readBlock(found, at, into, start, count)));
+  }
+
+  /** Not before the pool is resumed, either: what waits here is not under way. */
+  async #after(before: Promise<void>, again: () => Maybe): Promise<void> {
+    await before;
+    while (this.#held) await this.#held;
+    await again();
   }
 
   #lookup(virtual: number): Maybe<Mapping | undefined> {
@@ -155,8 +143,9 @@ class Thin implements Target, Member {
 
   #track<T>(wait: Maybe<T>): Maybe<T> {
     if (!(wait instanceof Promise)) return wait;
-    this.#io.add(wait);
-    const ended = () => void this.#io.delete(wait);
+    const { io } = this.#traffic;
+    io.add(wait);
+    const ended = () => void io.delete(wait);
     wait.then(ended, ended);
     return wait;
   }
@@ -193,12 +182,12 @@ class Thin implements Target, Member {
   }
 
   #putBlock(virtual: number, offset: number, from: Uint8Array | undefined, start: number, count: number): Maybe {
-    const busy = this.#busy.get(virtual);
-    if (busy) return this.#track(busy.then(() => this.#putBlock(virtual, offset, from, start, count)));
+    const before = this.#traffic.writing(virtual);
+    if (before) return this.#after(before, () => this.#putBlock(virtual, offset, from, start, count));
     const mapping = this.#lookup(virtual);
     if (mapping && !(mapping instanceof Promise) && !mapping.shared)
       return this.#track(this.#writeTo(mapping.block, offset, from, start, count));
-    return this.#alone(virtual, async (request) => {
+    return this.#traffic.alone(virtual, async (request) => {
       const found = await mapping;
       if (found && !found.shared) await this.#writeTo(found.block, offset, from, start, count);
       else await this.#provision(request, virtual, found, offset, from, start, count);
@@ -208,20 +197,6 @@ class Thin implements Target, Member {
   #writeTo(block: number, offset: number, from: Uint8Array | undefined, start: number, count: number): Maybe {
     const to = bytes(this.#pool.at(block) + offset);
     return from ? this.#pool.data.write(to, from, start, count) : this.#pool.data.writeZeroes(to, count, false);
-  }
-
-  /** Others that would change the block wait until `work` has ended. */
-  async #alone(virtual: number, work: (request: Request) => Promise<void>): Promise<void> {
-    const request = new Request(this.#io);
-    let end!: () => void;
-    this.#busy.set(virtual, new Promise((resolve) => (end = resolve)));
-    try {
-      await work(request);
-    } finally {
-      this.#busy.delete(virtual);
-      request.end();
-      end();
-    }
   }
 
   /** A block of its own for what is written, with what else was there. */
@@ -264,7 +239,7 @@ class Thin implements Target, Member {
       await pool.map(this.#id, virtual, block);
     } catch (error) {
       await pool.free(block).catch(() => {});
-      throw error instanceof DmError && error.errno === 'ENOSPC' ? noSpace() : error;
+      throw error;
     }
     this.#highest = Math.max(this.#highest, virtual);
   }
@@ -284,28 +259,32 @@ class Thin implements Target, Member {
     if (this.#pool.isAtLeast('outOfMetadataSpace')) return;
     const begin = Math.ceil(at / this.#size);
     const end = Math.floor((at + length) / this.#size);
-    if (begin < end) return this.#track(this.#discard(begin, end));
+    if (begin < end) return this.#traffic.discard(begin, end, () => this.#discard(begin, end));
   }
 
   async #discard(begin: number, end: number): Promise<void> {
-    // One at a time with writers of these blocks, and after everything that was under way.
-    await Promise.allSettled([...this.#io]);
     await this.#pool.unmap(this.#id, begin, end);
     await this.#findHighest();
   }
 
   async extents(at: Bytes, length: number): Promise<Extent[]> {
     const found: Extent[] = [];
-    const end = at + length;
-    for (let from: number = at; from < end && found.length < 1024; ) {
-      const virtual = Math.floor(from / this.#size);
-      const count = Math.min((virtual + 1) * this.#size, end) - from;
-      const hole = (await this.#lookup(virtual)) === undefined;
-      const zero = hole && from >= this.#originSize;
+    const add = (to: number, from: number, hole: boolean, zero: boolean) => {
       const last = found.at(-1);
-      if (last && last.hole === hole && last.zero === zero) last.length = bytes(last.length + count);
-      else found.push({ length: bytes(count), hole, zero });
-      from += count;
+      if (last && last.hole === hole && last.zero === zero) last.length = bytes(last.length + to - from);
+      else if (to > from) found.push({ length: bytes(to - from), hole, zero });
+    };
+    const size = this.#size;
+    const end = at + length;
+    for (let from: number = at; from < end && found.length < EXTENTS_MAX; ) {
+      const run = await this.#pool.metadata.nextRun(this.#id, Math.floor(from / size), Math.ceil(end / size));
+      const mapped = run ? Math.max(from, run.begin * size) : end;
+      const origin = Math.min(Math.max(from, this.#originSize), mapped);
+      const stop = run ? Math.min((run.begin + run.count) * size, end) : end;
+      add(origin, from, true, false);
+      add(mapped, origin, true, true);
+      add(stop, mapped, false, false);
+      from = stop;
     }
     return found;
   }
@@ -335,7 +314,11 @@ class Thin implements Target, Member {
 
   hold(): Promise<void> {
     this.#held ??= new Promise((open) => (this.#open = open));
-    return Promise.allSettled([...this.#io]).then(() => {});
+    return Promise.allSettled([...this.#traffic.io]).then(() => {});
+  }
+
+  get traffic(): Traffic {
+    return this.#traffic;
   }
 
   get id(): number {

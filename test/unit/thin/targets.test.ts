@@ -3,6 +3,7 @@ import { describe, expect, test } from 'vitest';
 import { checkMetadata } from '../../../src/stores/thin/check.ts';
 import { Pool } from '../../../src/targets/thin/pool.ts';
 import { FakeClock } from '../../../src/testing/fake-clock.ts';
+import { bytes } from '../../../src/units.ts';
 import { originData, snapshotData, turns, watch } from '../../support/rig.ts';
 import { BLOCK, poolOf, ThinRig } from '../../support/thin.ts';
 
@@ -206,6 +207,52 @@ describe('mapping, zeroing, sharing', () => {
     rig.data.go();
     expect(await read).toEqual(originData(64, 1));
     while (!written.done) await turns(1);
+  });
+
+  test("two mapped devices over one thin device do not get in each other's way", async () => {
+    const rig = await poolOf(64);
+    await rig.thin(1, 1024);
+    await rig.create('other', '0 1024 thin /dev/mapper/pool 1');
+    rig.data.later = true;
+    await Promise.all([rig.write('t1', 0, originData(0, 8)), rig.write('other', 64, snapshotData(64, 8))]);
+    expect(await rig.read('other', 0, 72)).toEqual(Buffer.concat([originData(0, 8), zeroes(56), snapshotData(64, 8)]));
+    expect(await rig.status('pool')).toContain(' 1/64 ');
+  });
+
+  test('a discard keeps requests to its blocks waiting, until others may have them', async () => {
+    const rig = await poolOf(64);
+    await rig.thin(1, 1024);
+    await rig.write('t1', 0, originData(0, 256));
+    rig.data.hold = (operation) => operation === 'discard';
+    const discarded = rig.discard('t1', 0, 128);
+    await rig.data.held(1);
+    const read = rig.read('t1', 0, 8);
+    const written = rig.write('t1', 8, snapshotData(8, 8));
+    expect(await rig.read('t1', 128, 8)).toEqual(originData(128, 8));
+    const states = [watch(read), watch(written)];
+    await turns();
+    expect(states.map(({ done }) => done)).toEqual([false, false]);
+    rig.data.go();
+    await Promise.all([discarded, written, read]);
+    expect(await rig.read('t1', 0, 16)).toEqual(Buffer.concat([zeroes(8), snapshotData(8, 8)]));
+    await whole(rig);
+  });
+
+  test('what is mapped, what the origin shows and what is zero, without a look at every block', async () => {
+    const rig = await poolOf(64);
+    rig.disk(2, 1000);
+    await rig.thin(1, 2 ** 40, '/dev/ram2');
+    await rig.write('t1', 128, originData(0, 8));
+    await rig.write('t1', 2 ** 39, originData(0, 8));
+    const found = await rig.mapper.device({ name: 't1' }).extents(bytes(0), 2 ** 49);
+    expect(found.map(({ length, hole, zero }) => [length / 512, hole, zero])).toEqual([
+      [128, true, false],
+      [128, false, false],
+      [1000 - 256, true, false],
+      [2 ** 39 - 1000, true, true],
+      [128, false, false],
+      [2 ** 40 - 2 ** 39 - 128, true, true],
+    ]);
   });
 
   test('36, 37. a shorter table keeps what lies behind it; two lines begin at sector 0 each', async () => {
