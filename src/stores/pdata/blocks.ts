@@ -347,11 +347,12 @@ export class Blocks {
     this.#clean(block);
   }
 
-  /** Forgets everything, also what was changed since it was written. */
-  forget(): void {
+  /** Forgets everything, also what was changed since it was written, and takes what `others` have, which are not used any more. */
+  become(others: Blocks): void {
     this.#blocks.clear();
     this.#dirty.clear();
     this.#reads.clear();
+    for (const block of others.#blocks.values()) this.#blocks.set(block.number, block);
   }
 }
 

@@ -9,20 +9,9 @@ import { FormatError } from '../../errors.ts';
 import * as node from '../../formats/pdata/node.ts';
 import { CHILD, NODE } from '../../formats/pdata/node.ts';
 import type { Block } from './blocks.ts';
-import { append, redistribute2, redistribute3, shift } from './redistribute.ts';
+import { append, evenOut3, redistribute2, redistribute3, shift } from './redistribute.ts';
 import type { Transaction } from './transaction.ts';
-
-/** What values lead to, and keep. All three take what lies in a leaf, where it lies. */
-export interface ValueType {
-  /** Bytes. */
-  readonly size: number;
-  /** `count` values from index `first` on have one more owner. */
-  inc?(leaf: Block, first: number, count: number): void;
-  /** They have one less. */
-  dec?(leaf: Block, first: number, count: number): void;
-  /** The value at `i` leads to the same as `value`. */
-  equal?(leaf: Block, i: number, value: Uint8Array): boolean;
-}
+import { childBytes, eachRun, type ValueType } from './value-type.ts';
 
 /**
  * Levels of nodes, at most. A node that is not the root has at least 84 children, and there are four million blocks: what is deeper
@@ -42,23 +31,6 @@ export interface Going {
 
 /** Entries that a neighbour must have free to take some. */
 const SPARE = 8;
-
-/** Calls `each(begin, end)` for runs of consecutive numbers, in order. */
-export function eachRun(
-  leaf: Block,
-  first: number,
-  count: number,
-  number: (leaf: Block, i: number) => number,
-  each: (begin: number, end: number) => void,
-): void {
-  for (let i = first, end = first + count; i < end; ) {
-    const begin = number(leaf, i);
-    let length = 1;
-    while (i + length < end && number(leaf, i + length) === begin + length) length++;
-    each(begin, begin + length);
-    i += length;
-  }
-}
 
 const CHILDREN_MAX = node.maxEntries(CHILD);
 
@@ -515,38 +487,10 @@ export class Btree {
       this.#balance2(parent, c - 1, left, right);
       return;
     }
-    const wantRight = Math.floor(total / 3);
-    const wantLeft = wantRight + (wantRight * 3 === total ? 0 : 1);
-    if (node.nr(left) < node.nr(right)) {
-      let surplus = node.nr(left) - wantLeft;
-      if (surplus < 0 && node.nr(center) < -surplus) {
-        surplus += node.nr(center);
-        shift(left, center, -node.nr(center));
-        shift(left, right, surplus);
-      } else shift(left, center, surplus);
-      shift(center, right, wantRight - node.nr(right));
-    } else {
-      let lack = wantRight - node.nr(right);
-      if (lack > 0 && node.nr(center) < lack) {
-        lack -= node.nr(center);
-        shift(center, right, node.nr(center));
-        shift(left, right, lack);
-      } else shift(center, right, lack);
-      shift(left, center, node.nr(left) - wantLeft);
-    }
+    evenOut3(left, center, right);
     node.setKey(parent, c, node.key(center, 0));
     node.setKey(parent, c + 1, node.key(right, 0));
   }
-}
-
-const childNumber = new Uint8Array(CHILD);
-const childView = new DataView(childNumber.buffer);
-
-/** A block's number as a value; valid until the next call. */
-export function childBytes(number: number): Uint8Array {
-  childView.setUint32(0, number % 2 ** 32, true);
-  childView.setUint32(4, Math.floor(number / 2 ** 32), true);
-  return childNumber;
 }
 
 /** A tree that is to go as a whole. */

@@ -54,3 +54,27 @@ export function redistribute3(left: Block, center: Block, right: Block): void {
   node.setNr(center, wantCenter);
   node.setNr(right, wantRight);
 }
+
+/** As many in each of three nodes, or one more in the left ones. */
+export function evenOut3(left: Block, center: Block, right: Block): void {
+  const total = node.nr(left) + node.nr(center) + node.nr(right);
+  const wantRight = Math.floor(total / 3);
+  const wantLeft = wantRight + (wantRight * 3 === total ? 0 : 1);
+  if (node.nr(left) < node.nr(right)) {
+    let surplus = node.nr(left) - wantLeft;
+    if (surplus < 0 && node.nr(center) < -surplus) {
+      surplus += node.nr(center);
+      shift(left, center, -node.nr(center));
+      shift(left, right, surplus);
+    } else shift(left, center, surplus);
+    shift(center, right, wantRight - node.nr(right));
+  } else {
+    let lack = wantRight - node.nr(right);
+    if (lack > 0 && node.nr(center) < lack) {
+      lack -= node.nr(center);
+      shift(center, right, node.nr(center));
+      shift(left, right, lack);
+    } else shift(center, right, lack);
+    shift(left, center, node.nr(left) - wantLeft);
+  }
+}

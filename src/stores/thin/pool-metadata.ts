@@ -20,17 +20,10 @@
 import { setImmediate as turn } from 'node:timers/promises';
 import type { BlockDevice, Maybe } from '../../device/block-device.ts';
 import { DmError } from '../../errors.ts';
-import { BLOCK_BYTES, blockData } from '../../formats/pdata/block.ts';
+import { BLOCK_BYTES, blockData, INDEX } from '../../formats/pdata/block.ts';
 import * as node from '../../formats/pdata/node.ts';
 import { diskSuperblock, NEEDS_CHECK, SPACE_MAP_ROOTS, SUPERBLOCK } from '../../formats/thin/superblock.ts';
-import {
-  DATA_BLOCKS_MAX,
-  diskDetails,
-  MAPPING_BYTES,
-  mappedBlock,
-  mappedTime,
-  TIME_MAX,
-} from '../../formats/thin/values.ts';
+import { DATA_BLOCKS_MAX, MAPPING_BYTES, mappedBlock, mappedTime, TIME_MAX } from '../../formats/thin/values.ts';
 import { type Bytes, bytes, type Sector } from '../../units.ts';
 import { type Block, Blocks } from '../pdata/blocks.ts';
 import { type Btree, type Going, going } from '../pdata/btree.ts';
@@ -38,6 +31,7 @@ import { DataSpaceMap } from '../pdata/data-space-map.ts';
 import { METADATA_BLOCKS_MAX, MetadataSpaceMap } from '../pdata/metadata-space-map.ts';
 import { Transaction } from '../pdata/transaction.ts';
 import { Changes } from './changes.ts';
+import { type Device, Devices } from './devices.ts';
 import { checkKnown, emptySuperblock } from './superblock.ts';
 import { type Run, Trees, unknown } from './trees.ts';
 
@@ -60,17 +54,6 @@ export interface PoolOptions {
   flushData(): Maybe;
 }
 
-/** A device that is open, or has changed since the last commit. */
-interface Device {
-  readonly id: number;
-  opened: number;
-  changed: boolean;
-  mappedBlocks: number;
-  transactionId: bigint;
-  creationTime: number;
-  snapshottedTime: number;
-}
-
 /** What `lookup` found. */
 export interface Mapping {
   block: number;
@@ -80,9 +63,6 @@ export interface Mapping {
 /** A part of a change that is too long for one; it returns the next one. */
 type Step = () => Step | undefined;
 
-const detailsValue = new Uint8Array(diskDetails.size);
-const detailsView = new DataView(detailsValue.buffer);
-
 export class PoolMetadata {
   readonly device: BlockDevice;
   readonly #options: PoolOptions;
@@ -91,8 +71,7 @@ export class PoolMetadata {
   readonly #metadata: MetadataSpaceMap;
   readonly #data: DataSpaceMap;
   readonly #trees: Trees;
-  /** Most recently opened first. */
-  readonly #devices = new Map<number, Device>();
+  readonly #devices: Devices;
   #time = 0;
   #transId = 0n;
   #flags = 0;
@@ -115,6 +94,7 @@ export class PoolMetadata {
     this.#metadata = new MetadataSpaceMap(this.#transaction);
     this.#data = new DataSpaceMap(this.#transaction);
     this.#trees = new Trees(this.#transaction, this.#data);
+    this.#devices = new Devices(this.#trees);
   }
 
   /**
@@ -294,22 +274,11 @@ export class PoolMetadata {
   /** A new device without mappings. EEXIST. */
   async createThin(id: number): Promise<void> {
     await this.#change(() => {
-      this.#checkNew(id);
+      this.#devices.checkNew(id);
       const root = this.#trees.device.empty();
       this.#trees.setDeviceRoot(id, root);
-      this.#devices.set(id, this.#record(id, 0));
+      this.#devices.make(id, 0, this.#transId, this.#time);
     });
-  }
-
-  #checkNew(id: number): void {
-    if (this.#devices.has(id) || this.#trees.details.find(this.#trees.detailsRoot, id))
-      throw new DmError('THIN_EXISTS', 'EEXIST', `Cannot create thin device ${id}: it exists`);
-  }
-
-  #record(id: number, mappedBlocks: number): Device {
-    const time = this.#time;
-    const transactionId = this.#transId;
-    return { id, opened: 0, changed: true, mappedBlocks, transactionId, creationTime: time, snapshottedTime: time };
   }
 
   /** A new device with the mappings of another one. EEXIST, ENODATA; EINVAL after 2^24 - 1 snapshots. */
@@ -321,16 +290,16 @@ export class PoolMetadata {
         `Cannot create a snapshot: the pool has had ${TIME_MAX}, which is the most`,
       );
     await this.#change(() => {
-      this.#checkNew(id);
+      this.#devices.checkNew(id);
       const root = this.#trees.deviceRoot(of);
-      const origin = this.#device(of);
+      const origin = this.#devices.find(of);
       this.#metadata.inc(root, root + 1);
       this.#trees.setDeviceRoot(id, root);
       this.#time++;
-      this.#devices.set(id, this.#record(id, origin.mappedBlocks));
+      this.#devices.make(id, origin.mappedBlocks, this.#transId, this.#time);
       origin.snapshottedTime = this.#time;
       origin.changed = true;
-      this.#devices.set(of, origin);
+      this.#devices.keep(origin);
     });
   }
 
@@ -342,25 +311,13 @@ export class PoolMetadata {
     return device;
   }
 
-  /** One that is known, or read from the details: ENODATA. */
-  #device(id: number): Device {
-    const known = this.#devices.get(id);
-    if (known) return known;
-    if (!this.#trees.details.find(this.#trees.detailsRoot, id)) throw unknown(id);
-    const { mappedBlocks, transactionId, creationTime, snapshottedTime } = diskDetails.get(
-      this.#trees.details.leaf.view,
-      this.#trees.details.valueAt,
-    );
-    return { id, opened: 0, changed: false, mappedBlocks, transactionId, creationTime, snapshottedTime };
-  }
-
   /**
    * Its blocks that nothing else has become free. ENODATA, EBUSY while it is open. A large device is let go of in steps; when one of
    * them fails, it rejects with THIN_FAILED, and nothing can be changed until `abort`.
    */
   async delete(id: number): Promise<void> {
     await this.#long(() => {
-      const { opened, mappedBlocks } = this.#device(id);
+      const { opened, mappedBlocks } = this.#devices.find(id);
       if (opened > 0) throw new DmError('THIN_ACTIVE', 'EBUSY', `Cannot delete thin device ${id}: it is active`);
       const { details, roots, device } = this.#trees;
       // What is not in the details yet has been created since the last commit.
@@ -371,7 +328,7 @@ export class PoolMetadata {
       // Its tree outlives the entry.
       if (large) this.#metadata.inc(root, root + 1);
       this.#trees.root = roots.remove(this.#trees.root, id);
-      this.#devices.delete(id);
+      this.#devices.forget(id);
       return large ? () => this.#delete(device, [going(root)]) : undefined;
     });
   }
@@ -429,9 +386,9 @@ export class PoolMetadata {
   async openThin(id: number): Promise<void> {
     await this.#look(() => {
       if (this.#gone) this.#checkWhole();
-      const device = this.#device(id);
+      const device = this.#devices.find(id);
       device.opened++;
-      this.#devices.set(id, device);
+      this.#devices.keep(device);
     });
   }
 
@@ -439,7 +396,7 @@ export class PoolMetadata {
     const device = this.#devices.get(id);
     if (!device) return;
     device.opened--;
-    if (device.opened === 0 && !device.changed) this.#devices.delete(id);
+    if (device.opened === 0 && !device.changed) this.#devices.forget(id);
   }
 
   /** Of an open device: it has changed since the last commit. */
@@ -603,18 +560,11 @@ export class PoolMetadata {
   /** The operation that makes metadata what is to be written. Nothing is changed between it and the end of the commit. */
   #prepare(): Block {
     const superblock = this.#blocks.get(0, SUPERBLOCK);
-    const changed = [...this.#devices.values()].reverse().filter((device) => device.changed);
-    for (const device of changed) {
-      diskDetails.set(detailsView, 0, device);
-      this.#trees.detailsRoot = this.#trees.details.insert(this.#trees.detailsRoot, [device.id], detailsValue);
-    }
+    const changed = this.#devices.write();
     this.#data.commit();
     this.#metadata.commit();
     // From here on nothing fails, so that nothing has to be put back.
-    for (const device of changed) {
-      device.changed = false;
-      if (device.opened === 0) this.#devices.delete(device.id);
-    }
+    this.#devices.written(changed);
     this.#data.committed();
     this.#metadata.committed();
     this.#transaction.committed();
@@ -644,12 +594,8 @@ export class PoolMetadata {
    */
   async abort(): Promise<void> {
     await this.#changes.run(async () => {
-      this.#blocks.forget();
-      this.#transaction.committed();
-      this.#changed = false;
       try {
-        await this.#load();
-        await this.#reload();
+        await this.#takeUp();
       } catch (error) {
         this.#gone = true;
         this.#failure = error;
@@ -663,16 +609,21 @@ export class PoolMetadata {
     });
   }
 
-  /** Open devices as they were at the last commit; one that was made since does not exist. */
-  async #reload(): Promise<void> {
-    const opened = [...this.#devices.values()].filter((device) => device.opened > 0);
-    this.#devices.clear();
-    await this.#blocks.run(() => {
-      for (const { id, opened: count } of opened) {
-        if (!this.#trees.details.find(this.#trees.detailsRoot, id)) continue;
-        this.#devices.set(id, { ...this.#device(id), opened: count });
-      }
+  /**
+   * Takes up what is on the device. What that begins with is read before anything is forgotten, so that whoever looks something up
+   * finds the one state or the other.
+   */
+  async #takeUp(): Promise<void> {
+    const fresh = new Blocks(this.device);
+    await fresh.run(() => {
+      const { view } = fresh.get(0, SUPERBLOCK);
+      fresh.get(diskSuperblock.get(view, 0).metadataSpaceMap.bitmapRoot, INDEX);
     });
+    this.#blocks.become(fresh);
+    this.#transaction.committed();
+    this.#changed = false;
+    await this.#load();
+    await this.#blocks.run(() => this.#devices.reload());
   }
 
   /** Marks the metadata as to be checked, on the device too. Nothing is changed from then on; a commit writes what was. */

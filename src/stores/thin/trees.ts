@@ -3,9 +3,10 @@ import { DmError, FormatError } from '../../errors.ts';
 import * as node from '../../formats/pdata/node.ts';
 import { diskDetails, MAPPING_BYTES, mappedBlock, mappedTime, setMapping } from '../../formats/thin/values.ts';
 import { type Block, Numbers } from '../pdata/blocks.ts';
-import { Btree, childBytes, eachRun, type ValueType } from '../pdata/btree.ts';
+import { Btree } from '../pdata/btree.ts';
 import type { DataSpaceMap } from '../pdata/data-space-map.ts';
 import type { Transaction } from '../pdata/transaction.ts';
+import { childBytes, eachRun, type ValueType } from '../pdata/value-type.ts';
 
 /** Consecutive virtual blocks that are mapped to consecutive data blocks. */
 export interface Run {

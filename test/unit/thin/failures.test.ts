@@ -236,6 +236,34 @@ test('an abort forgets everything since the last commit, counters of open device
   expect((await errorOf(() => pool.openThin(10))).errno).toBe('ENODATA');
 });
 
+test('who looks something up during an abort finds what was, or what is', async () => {
+  const device = new ScriptedDevice(copy());
+  const pool = await begin(device);
+  const committed = new Map<number, number | undefined>();
+  for (let i = 0; i < 8192; i += 50) committed.set(i, (await pool.lookup(1, i))?.block);
+  const now = new Map(committed);
+  await pool.removeRange(1, 1000, 4000);
+  await pool.createSnapshot(7, 1);
+  for (let i = 0; i < 4000; i += 50) await pool.insert(1, i, (await pool.allocateDataBlock()) as number);
+  for (const i of committed.keys()) now.set(i, (await pool.lookup(1, i))?.block);
+  device.later = true;
+  let done = false;
+  const abort = pool.abort().then(() => {
+    done = true;
+  });
+  let during = 0;
+  while (!done)
+    for (const [i, block] of committed) {
+      if (done) break;
+      during++;
+      expect([block, now.get(i)]).toContain((await pool.lookup(1, i))?.block);
+      await new Promise((resolve) => setImmediate(resolve));
+    }
+  await abort;
+  expect(during).toBeGreaterThan(2);
+  for (const [i, block] of committed) expect((await pool.lookup(1, i))?.block).toBe(block);
+});
+
 test('an abort that cannot write the mark leaves it to the next commit', async () => {
   const disk = copy();
   const device = new FailingDevice(disk);
