@@ -39,17 +39,17 @@ export async function* delta(
     if (b.length === 0 || (a.length > 0 && a.virtual < b.virtual)) {
       const length = b.length === 0 ? a.length : Math.min(a.length, b.virtual - a.virtual);
       yield { kind: 'left_only', begin: a.virtual, length, left: a.data };
-      a.skip(length);
+      a.advance(length);
     } else if (a.length === 0 || b.virtual < a.virtual) {
       const length = a.length === 0 ? b.length : Math.min(b.length, a.virtual - b.virtual);
       yield { kind: 'right_only', begin: b.virtual, length, right: b.data };
-      b.skip(length);
+      b.advance(length);
     } else {
       const length = Math.min(a.length, b.length);
       const kind = a.data === b.data ? 'same' : 'different';
       yield { kind, begin: a.virtual, length, left: a.data, right: b.data };
-      a.skip(length);
-      b.skip(length);
+      a.advance(length);
+      b.advance(length);
     }
   }
 }
@@ -81,7 +81,7 @@ class Cursor {
     return true;
   }
 
-  skip(count: number): void {
+  advance(count: number): void {
     this.virtual += count;
     this.data += count;
     this.length -= count;

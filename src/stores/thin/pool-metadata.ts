@@ -399,11 +399,6 @@ export class PoolMetadata {
     if (device.opened === 0 && !device.changed) this.#devices.forget(id);
   }
 
-  /** Of an open device: it has changed since the last commit. */
-  isChanged(id: number): boolean {
-    return this.#devices.get(id)?.changed ?? false;
-  }
-
   /** Of an open device: virtual blocks that are mapped. */
   mappedBlocks(id: number): number {
     return this.#opened(id).mappedBlocks;
@@ -448,12 +443,7 @@ export class PoolMetadata {
     return this.#change(() => this.#data.newBlock());
   }
 
-  /** Data blocks from `begin` up to `end` have one more owner, such as a discard that is under way. */
-  retainData(begin: number, end: number): Maybe {
-    return this.#change(() => this.#data.inc(begin, end));
-  }
-
-  /** They have one less; those without any become free with the next commit. */
+  /** Data blocks from `begin` up to `end` have one owner less; those without any become free with the next commit. */
   releaseData(begin: number, end: number): Maybe {
     return this.#change(() => this.#data.dec(begin, end));
   }
@@ -624,15 +614,6 @@ export class PoolMetadata {
     this.#changed = false;
     await this.#load();
     await this.#blocks.run(() => this.#devices.reload());
-  }
-
-  /** Marks the metadata as to be checked, on the device too. Nothing is changed from then on; a commit writes what was. */
-  async setNeedsCheck(): Promise<void> {
-    await this.#changes.run(() => {
-      this.#flags |= NEEDS_CHECK;
-      this.#flagWaits = true;
-      return this.#writeFlag();
-    });
   }
 
   /** The superblock as it is on the device, but for that: nothing else becomes durable. */

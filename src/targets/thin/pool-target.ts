@@ -119,7 +119,7 @@ class PoolTarget implements Target, Control {
       !this.features.discard ? 'ignore_discard' : this.#passesDown ? 'discard_passdown' : 'no_discard_passdown',
       errorIfNoSpace ? 'error_if_no_space' : 'queue_if_no_space',
       needsCheck ? 'needs_check' : '-',
-      Math.min(1024, Math.floor(metadataBlocks / 4)),
+      this.#pool.metadataLowWater,
     ];
     return `${words.join(' ')} `;
   }
@@ -163,7 +163,7 @@ class PoolTarget implements Target, Control {
     const [count, run] = found;
     if (args.length !== count)
       throw messageFault(`Message received with ${words.length} arguments instead of ${count + 1}.`);
-    await this.#pool.change(async () => run());
+    await this.#pool.change(run);
     return '';
   }
 

@@ -74,6 +74,14 @@ export interface Member {
 /** By metadata device, and by the mapped device of its table. */
 const byMetadata = new WeakMap<BlockDevice, Pool>();
 const byOwner = new WeakMap<BlockDevice, Pool>();
+/** By metadata device: a pool is opened and closed by one table at a time. */
+const locks = new WeakMap<BlockDevice, Lock>();
+
+function lockOf(metadata: BlockDevice): Lock {
+  let lock = locks.get(metadata);
+  if (!lock) locks.set(metadata, (lock = new Lock()));
+  return lock;
+}
 
 export const poolOf = (owner: BlockDevice): Pool | undefined => byOwner.get(owner);
 
@@ -97,6 +105,8 @@ export class Pool {
   /** Its table is suspended, or has not been resumed yet. */
   #suspended = true;
   #lowWaterTold = false;
+  /** The last change found little metadata left. */
+  #metadataLow = false;
   readonly #lock = new Lock();
   /** Devices that have changed since the last commit ended. */
   readonly #uncommitted = new Set<number>();
@@ -133,6 +143,16 @@ export class Pool {
     features: Features,
     refuse: (errno: 'EBUSY' | 'EINVAL', text: string) => Error,
   ): Promise<Pool> {
+    return lockOf(devices.metadata).run(() => Pool.#join(owner, devices, blockSize, features, refuse));
+  }
+
+  static async #join(
+    owner: BlockDevice,
+    devices: { metadata: BlockDevice; data: BlockDevice },
+    blockSize: Sector,
+    features: Features,
+    refuse: (errno: 'EBUSY' | 'EINVAL', text: string) => Error,
+  ): Promise<Pool> {
     const there = byMetadata.get(devices.metadata);
     if (there && there.owner !== owner) throw refuse('EBUSY', 'metadata device already in use by a pool');
     if (there && there.data !== devices.data) throw refuse('EBUSY', 'data device already in use by a pool');
@@ -155,13 +175,18 @@ export class Pool {
   }
 
   /** A table lets go of it. */
-  async leave(): Promise<void> {
-    if (--this.#users > 0) return;
-    byMetadata.delete(this.metadataDevice);
-    byOwner.delete(this.owner);
-    this.#cancelCommit?.();
-    this.#cancelNoSpace?.();
-    if (!this.isAtLeast('outOfMetadataSpace')) await this.#lock.run(() => this.metadata.commit());
+  leave(): Promise<void> {
+    return lockOf(this.metadataDevice).run(async () => {
+      if (--this.#users > 0) return;
+      this.#cancelCommit?.();
+      this.#cancelNoSpace?.();
+      try {
+        if (!this.isAtLeast('outOfMetadataSpace')) await this.#lock.run(() => this.metadata.commit());
+      } finally {
+        byMetadata.delete(this.metadataDevice);
+        byOwner.delete(this.owner);
+      }
+    });
   }
 
   get suspended(): boolean {
@@ -176,22 +201,17 @@ export class Pool {
     return ORDER.indexOf(this.mode) >= ORDER.indexOf(mode);
   }
 
-  /** Blocks that the device of a table of so many bytes has room for. */
-  blocksOf(length: Bytes): number {
-    return Math.floor(length / this.blockBytes);
-  }
-
   /** Before its table is resumed: the devices may have grown. Throws EINVAL where they have shrunk. */
   async prepare(control: Control, length: Bytes): Promise<void> {
     const mode = control.mode;
-    if (this.#control !== control) this.#errorIfNoSpace = control.features.errorIfNoSpace;
     this.#control = control;
     this.#errorIfNoSpace = control.features.errorIfNoSpace;
     this.#setMode(mode);
     if (this.mode === 'fail') return;
     await this.#lock.run(async () => {
-      const changed = (await this.#resizeData(this.blocksOf(length))) || (await this.#resizeMetadata());
-      if (changed) await this.#commitLocked();
+      const data = await this.#resizeData(Math.floor(length / this.blockBytes));
+      const metadata = await this.#resizeMetadata();
+      if (data || metadata) await this.#commitLocked();
     });
   }
 
@@ -237,11 +257,16 @@ export class Pool {
   }
 
   /** A message: a change that is durable when it resolves. EOPNOTSUPP where metadata may not be changed. */
-  async change<T>(work: () => Promise<T>): Promise<T> {
+  change(work: () => Maybe): Promise<void> {
     return this.#lock.run(async () => {
-      const result = await work();
+      try {
+        await work();
+      } catch (error) {
+        // It failed half-way; everything else that fails has left no trace.
+        if (error instanceof DmError && error.code === 'THIN_FAILED') await this.#failed();
+        throw error;
+      }
       await this.#commitLocked();
-      return result;
     });
   }
 
@@ -280,10 +305,17 @@ export class Pool {
     });
   }
 
+  /** The kernel's threshold: 1024 blocks, or a quarter of all. */
+  get metadataLowWater(): number {
+    return Math.min(1024, Math.floor(this.metadata.metadataBlocks / 4));
+  }
+
   /** What finds no space has left no trace. What fails otherwise ends all changes, until the metadata is checked. */
   async #guard<T>(operation: string, work: () => Maybe<T>): Promise<T> {
     try {
-      return (await work()) as T;
+      const result = (await work()) as T;
+      this.#watchMetadata();
+      return result;
     } catch (error) {
       if (!(error instanceof DmError)) throw error;
       if (error.code === 'DATA_NO_SPACE') throw error;
@@ -294,6 +326,13 @@ export class Pool {
       await this.#failed();
       throw ioError(`${operation} failed: ${error.message}`, error);
     }
+  }
+
+  /** An event each time that the free blocks of metadata fall to the threshold. */
+  #watchMetadata(): void {
+    const low = this.metadata.rawFreeMetadata <= this.metadataLowWater;
+    if (low && !this.#metadataLow) this.#control?.event();
+    this.#metadataLow = low;
   }
 
   /** Everything since the last commit is given up, and who has lost something hears of it at the next flush. */

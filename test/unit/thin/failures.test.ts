@@ -67,7 +67,6 @@ const observed = (pool: PoolMetadata) => ({
   freeData: pool.freeDataBlocks,
   freeMetadata: pool.rawFreeMetadata,
   mapped: pool.mappedBlocks(1),
-  changed: pool.isChanged(1),
   dirty: pool.dirty,
 });
 
@@ -78,7 +77,6 @@ const changes: [string, (pool: PoolMetadata) => unknown][] = [
   ['createSnapshot', (pool) => pool.createSnapshot(3, 1)],
   ['delete', (pool) => pool.delete(2)],
   ['removeRange', (pool) => pool.removeRange(1, 100, 3000)],
-  ['retainData', (pool) => pool.retainData(3, 9)],
   ['releaseData', (pool) => pool.releaseData(3, 4)],
   ['resizeData', (pool) => pool.resizeData(60_000)],
   ['resizeMetadata', (pool) => pool.resizeMetadata(GROWN)],
@@ -311,7 +309,7 @@ test('the mark alone makes nothing else durable', async () => {
   const disk = copy();
   const pool = await begin(disk);
   await pool.createThin(5);
-  await pool.setNeedsCheck();
+  await pool.abort();
   const again = await open(disk);
   expect(again.needsCheck).toBe(true);
   expect((await errorOf(() => again.openThin(5))).errno).toBe('ENODATA');

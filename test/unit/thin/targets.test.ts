@@ -464,7 +464,12 @@ describe('space', () => {
     const rig = await poolOf(12, { metadata: 64 });
     let made = 0;
     const next = () => rig.message(`create_thin ${made}`).then(() => void made++);
+    // 17 blocks were free, and 16 are the threshold.
+    while ((await rig.event('pool')) === 0) await next();
+    expect(await rig.status('pool')).toContain(' rw ');
+    const told = made;
     while (!(await rig.status('pool')).includes(' ro ')) await next();
+    expect(made).toBeGreaterThan(told);
     expect(await rig.status('pool')).toMatch(/^0 64\/64 0\/12 - ro .* - 16 $/);
     await expect(next()).rejects.toMatchObject(errno('EOPNOTSUPP'));
     rig.resize(rig.meta, 128 * 8);
@@ -542,6 +547,14 @@ describe('space', () => {
       errno: 'EINVAL',
       message: 'pool target (32 blocks) too small: expected 64',
     });
+  });
+
+  test('both devices grow in one resume', async () => {
+    const rig = await poolOf(64);
+    rig.resize(rig.meta, 2048 * 8);
+    await rig.reload(100);
+    expect(await rig.status('pool')).toMatch(/\/2048 0\/100 - rw /);
+    await whole(rig);
   });
 
   test('68. read-only and back', async () => {
@@ -628,6 +641,23 @@ describe('tables', () => {
       errno: 'EBUSY',
       message: expect.stringContaining('metadata device already in use by a pool'),
     });
+  });
+
+  test('one metadata device has one pool, whoever loads first, and none before the last one has let go of it', async () => {
+    const rig = new ThinRig(64);
+    rig.meta.later = true;
+    for (const name of ['a', 'b']) await rig.mapper.create(name);
+    const loads = await Promise.allSettled(['a', 'b'].map((name) => rig.load(name, rig.line(64))));
+    expect(loads.map(({ status }) => status).sort()).toEqual(['fulfilled', 'rejected']);
+    expect(loads.find(({ status }) => status === 'rejected')).toMatchObject({ reason: errno('EBUSY') });
+    const [first, second] = loads[0].status === 'fulfilled' ? ['a', 'b'] : ['b', 'a'];
+    await rig.resume(first);
+    await rig.mapper.message({ name: first }, 0, 'create_thin 7');
+    await Promise.all([rig.remove(first), rig.load(second, rig.line(64)).catch(() => {})]);
+    rig.meta.later = false;
+    await rig.load(second, rig.line(64));
+    await rig.resume(second);
+    expect((await checkMetadata(rig.meta)).devices).toEqual(new Map([[7, 0]]));
   });
 
   test('82. features, whatever their case and number, in their own order', async () => {
