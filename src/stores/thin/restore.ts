@@ -8,7 +8,7 @@ import type { BlockDevice } from '../../device/block-device.ts';
 import { DmError } from '../../errors.ts';
 import { BLOCK_BYTES, blockData, seal } from '../../formats/pdata/block.ts';
 import { CHILD } from '../../formats/pdata/node.ts';
-import { diskSuperblock, MAGIC, METADATA_BLOCK_SECTORS, SUPERBLOCK, VERSION } from '../../formats/thin/superblock.ts';
+import { diskSuperblock, SUPERBLOCK } from '../../formats/thin/superblock.ts';
 import {
   DATA_BLOCKS_MAX,
   DEVICE_MAX,
@@ -22,6 +22,7 @@ import { bytes, sector } from '../../units.ts';
 import { METADATA_BLOCKS_MAX } from '../pdata/metadata-space-map.ts';
 import { Counts } from './counts.ts';
 import { BlockWriter, numberValue, TreeWriter, writeDataMap, writeMetadataMap } from './metadata-writer.ts';
+import { emptySuperblock } from './superblock.ts';
 
 export interface RestoreOptions {
   /** In place of what the XML says. */
@@ -120,27 +121,15 @@ class Restore {
     await this.#out.write();
     const block = blockData();
     diskSuperblock.set(block.view, 0, {
-      csum: 0,
-      flags: 0,
-      blocknr: 0,
-      uuid: undefined,
-      magic: MAGIC,
-      version: VERSION,
+      ...emptySuperblock,
       time,
       transId: transaction,
-      heldRoot: 0,
       dataSpaceMap,
-      gap1: undefined,
       metadataSpaceMap,
-      gap2: undefined,
       dataMappingRoot,
       deviceDetailsRoot,
       dataBlockSize: sector(dataBlockSize),
-      metadataBlockSize: METADATA_BLOCK_SECTORS,
       metadataNrBlocks: this.#blocks,
-      compatFlags: 0,
-      compatRoFlags: 0,
-      incompatFlags: 0,
     });
     seal(block, 0, SUPERBLOCK);
     return block.bytes;
