@@ -18,7 +18,7 @@ const snapshot = 'src/targets/snapshot/snapshot-table.ts';
 const images = 'src/services/fork/images.ts';
 const merges = 'src/services/fork/merges.ts';
 const engine = 'src/services/engine';
-const pool = 'src/stores/thin/pool-metadata.ts';
+const pool = 'src/stores/thin/state.ts';
 const thin = 'src/targets/thin/thin.ts';
 const thins = 'test/unit/thin/crash';
 const thinFailures = 'test/unit/thin/failures';
@@ -558,15 +558,15 @@ const guards = [
   {
     guard: 'metadata is durable before the superblock that leads to it',
     file: pool,
-    find: '      await this.#blocks.write(0);\n      await flush(this.device);\n',
-    replace: '      await this.#blocks.write(0);\n',
+    find: '      await this.blocks.write(0);\n      await flush(this.device);\n',
+    replace: '      await this.blocks.write(0);\n',
     suite: thins,
   },
   {
     guard: 'the superblock is durable before a commit is acknowledged',
     file: pool,
-    find: '      await this.#blocks.writeOne(superblock);\n      await flush(this.device);\n',
-    replace: '      await this.#blocks.writeOne(superblock);\n',
+    find: '      await this.blocks.writeOne(superblock);\n      await flush(this.device);\n',
+    replace: '      await this.blocks.writeOne(superblock);\n',
     suite: thins,
   },
   {
@@ -593,14 +593,14 @@ const guards = [
   {
     guard: 'nothing is changed after a commit that failed on the way',
     file: pool,
-    find: '      await flush(this.device);\n    } catch (error) {\n      this.#failure = error;\n',
+    find: '      await flush(this.device);\n    } catch (error) {\n      this.failure = error;\n',
     replace: '      await flush(this.device);\n    } catch (error) {\n',
     suite: thinFailures,
   },
   {
     guard: 'a data device that failed to flush is not asked again',
     file: pool,
-    find: '      // It may say nothing the next time, and what was written is not there.\n      this.#failure = error;\n',
+    find: '      // It may say nothing the next time, and what was written is not there.\n      this.failure = error;\n',
     replace: '',
     suite: thinFailures,
   },
@@ -613,8 +613,8 @@ const guards = [
   },
   {
     guard: 'a deletion that failed half-way is not committed',
-    file: pool,
-    find: '        // Whatever it was, it is not as if nothing had been done.\n        this.#failure = error;\n        this.#checkWhole();\n',
+    file: 'src/stores/thin/changes.ts',
+    find: '        // Whatever it was, it is not as if nothing had been done.\n        this.#state.failure = error;\n        this.#state.checkWhole();\n',
     replace: '        throw error;\n',
     suite: 'test/unit/thin/long',
   },
