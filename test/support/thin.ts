@@ -1,5 +1,6 @@
 /** A thin pool and its devices over disks that obey, for tests of the targets. */
-import { onTestFinished } from 'vitest';
+import { expect, onTestFinished } from 'vitest';
+import { checkMetadata } from '../../src/stores/thin/check.ts';
 import type { ScriptedDevice } from '../../src/testing/scripted-device.ts';
 import { Rig } from './rig.ts';
 
@@ -76,4 +77,13 @@ export async function poolOf(blocks: number, options?: PoolOptions): Promise<Thi
   const rig = new ThinRig(blocks, options);
   await rig.create('pool', rig.line(blocks));
   return rig;
+}
+
+export const errno = (errno: string) => ({ errno });
+export const zeroes = (count: number) => Buffer.alloc(count * 512);
+
+/** After a commit, which a status is, a check finds nothing. */
+export async function whole(rig: ThinRig): Promise<void> {
+  await rig.status('pool');
+  expect((await checkMetadata(rig.meta)).findings).toEqual([]);
 }
