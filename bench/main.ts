@@ -35,7 +35,10 @@ const number = (name: 'runs' | 'seconds' | 'merge-mib') => {
 
 const { only, smoke } = values;
 const rows = Object.entries(parts).flatMap(([part, rows]) =>
-  rows.filter(({ workload }) => only === undefined || part === only || workload.startsWith(only)),
+  rows.filter(
+    ({ workload, thin }) =>
+      only === undefined || part === only || workload.startsWith(only) || (only === 'thin' && thin),
+  ),
 );
 const wanted = (part: string) => (only === undefined ? part !== 'merge' || smoke : part === only);
 const alone = ['io-counts', 'exceptions', 'merge'];

@@ -2,8 +2,9 @@
 import type { Contestant } from './contestants/contestant.ts';
 import { besideSlow, dmkit, origin, snapshots } from './contestants/dmkit.ts';
 import { forks } from './contestants/dmkit-daemon.ts';
+import { thin, thinAlone, thinChain, thinSnapshot } from './contestants/dmkit-thin.ts';
 import { nbdkitCow, nbdkitFile } from './contestants/nbdkit.ts';
-import { qemuNbd } from './contestants/qemu-nbd.ts';
+import { qemuAlone, qemuChain, qemuNbd, qemuSnapshot } from './contestants/qemu-nbd.ts';
 import { rawFile } from './contestants/raw-file.ts';
 import type { Load } from './fio.ts';
 
@@ -21,6 +22,8 @@ export interface Row {
   /** `others`: the first to each of the others, as a ratio above 1 where the first is better. `first`: each to the first. */
   compare: 'others' | 'first';
   entrants: Entrant[];
+  /** Takes turns with them, and is compared to the others as the first of them is, in a row of its own. */
+  thin?: Contestant;
 }
 
 export interface Entrant {
@@ -52,18 +55,26 @@ const inMemory = { where: 'memory', span: GIB, figure: 'iops', compare: 'others'
 const throughSnapshot: Row[] = [
   {
     ...inMemory,
+    thin,
     workload: 'random 4 KiB read, QD 32',
     load: random,
     filled: 0.5,
     entrants: [...both(3), against(nbdkitFile, 1.2)],
   },
-  { ...inMemory, workload: 'random 4 KiB read, QD 1', load: { ...random, depth: 1 }, filled: 0.5, entrants: both(1) },
-  { ...inMemory, workload: 'random 4 KiB overwrite, QD 32', load: overwrite, filled: 1, entrants: both(2.5) },
-  { ...inMemory, workload: 'random 4 KiB first write, QD 32', load: firstWrite, filled: 0, entrants: both(2) },
+  {
+    ...inMemory,
+    thin,
+    workload: 'random 4 KiB read, QD 1',
+    load: { ...random, depth: 1 },
+    filled: 0.5,
+    entrants: both(1),
+  },
+  { ...inMemory, thin, workload: 'random 4 KiB overwrite, QD 32', load: overwrite, filled: 1, entrants: both(2.5) },
+  { ...inMemory, thin, workload: 'random 4 KiB first write, QD 32', load: firstWrite, filled: 0, entrants: both(2) },
 ];
 
 const sequential: Row[] = [128 * KIB, 1024 * KIB].flatMap((blockSize) => {
-  const row = { ...inMemory, figure: 'bandwidth', entrants: both(1) } as const;
+  const row = { ...inMemory, thin, figure: 'bandwidth', entrants: both(1) } as const;
   const words = `sequential ${size(blockSize)}`;
   const write: Load = { pattern: 'write', blockSize, depth: 8 };
   return [
@@ -74,7 +85,7 @@ const sequential: Row[] = [128 * KIB, 1024 * KIB].flatMap((blockSize) => {
 });
 
 const commits: Row[] = [1, 16].flatMap((connections) => {
-  const row = { where: 'disk', span: GIB / 4, figure: 'iops', compare: 'others' } as const;
+  const row = { where: 'disk', span: GIB / 4, figure: 'iops', compare: 'others', thin } as const;
   const load = { ...commit, connections };
   const part = connections === 1 ? 1 / 8 : 1 / 4;
   const words = `${connections} × (4 KiB write, then flush)`;
@@ -90,7 +101,39 @@ const commits: Row[] = [1, 16].flatMap((connections) => {
 const cpu: Row[] = [
   { ...inMemory, workload: 'random 4 KiB read at 20,000 IOPS', load: random, filled: 0.5, entrants: both(1) },
   { ...inMemory, workload: 'random 4 KiB overwrite at 20,000 IOPS', load: overwrite, filled: 1, entrants: both(1) },
-].map((row) => ({ ...row, figure: 'cpu', load: { ...row.load, depth: 8, rate: 20_000 } }));
+].map((row) => ({ ...row, thin, figure: 'cpu', load: { ...row.load, depth: 8, rate: 20_000 } }));
+
+const thinVolumes: Row[] = [
+  {
+    ...inMemory,
+    workload: 'new volume, random 4 KiB first write, QD 32',
+    load: firstWrite,
+    filled: 0,
+    span: GIB / 2,
+    entrants: [{ contestant: thinAlone(false) }, against(qemuAlone, 2), against(thinAlone(true))],
+  },
+  {
+    ...inMemory,
+    workload: 'snapshot of a full volume, random 4 KiB first write, QD 32',
+    load: firstWrite,
+    filled: 0,
+    span: GIB / 2,
+    entrants: [{ contestant: thinSnapshot }, against(qemuSnapshot, 2), against(nbdkitCow, 2)],
+  },
+  {
+    ...inMemory,
+    workload: 'chain of snapshots, random 4 KiB read, QD 32',
+    load: random,
+    filled: 0,
+    span: GIB / 4,
+    entrants: [
+      { contestant: thinChain(20) },
+      against(thinChain(1), 0.95),
+      against(qemuChain(20), 3),
+      against(qemuChain(1)),
+    ],
+  },
+];
 
 const origins: Row[] = [
   {
@@ -156,11 +199,13 @@ const engines: Row[] = [
   entrants: [against(forks(1, 0)), against(forks(2, 0)), against(forks(2, 2))],
 }));
 
+/** Of which `thin` is in the rows of other parts too. */
 export const parts: Record<string, Row[]> = {
   snapshot: throughSnapshot,
   sequential,
   commits,
   cpu,
+  thin: thinVolumes,
   origins,
   connections,
   slow,

@@ -38,12 +38,29 @@ export async function measureRows(
   const folders = { memory: scratchIn(options.folders.memory), disk: scratchIn(options.folders.disk) };
   try {
     const results: Result[] = [];
-    for (const row of rows)
-      results.push({ row, lines: await measureRow(row, folders[row.where].path, options, progress) });
+    for (const row of rows) {
+      const { thin, entrants } = row;
+      const all = thin ? { ...row, entrants: [...entrants, { contestant: thin }] } : row;
+      results.push(...apart(row, await measureRow(all, folders[row.where].path, options, progress)));
+    }
     return results;
   } finally {
     for (const folder of Object.values(folders)) folder.remove();
   }
+}
+
+/** A row, and that of the thin volume, whose line is the last. */
+function apart(row: Row, lines: Line[]): Result[] {
+  const { thin, entrants, workload } = row;
+  if (!thin) return [{ row, lines }];
+  const others = lines.slice(1, entrants.length);
+  return [
+    { row, lines: [lines[0], ...others] },
+    {
+      row: { ...row, workload: `${workload}, thin`, entrants: [{ contestant: thin }, ...entrants.slice(1)] },
+      lines: [lines[entrants.length], ...others],
+    },
+  ];
 }
 
 /** Made once for all rows that use as much of it. */

@@ -1,16 +1,12 @@
-/** dmkit without its daemon: `dmkit-server.js SOCKET 'NAME START LENGTH TARGET ARGUMENT...'...`, each an export. */
+/** dmkit without its daemon: `dmkit-server.js SOCKET WORDS...`, tables, each of which is an export, and messages. */
 import { Disks } from '../../src/device/open.ts';
 import { Mapper } from '../../src/mapper/mapper.ts';
 import { NbdServer } from '../../src/services/nbd/server.ts';
+import { carryOut } from './thin-pool.ts';
 
 const [socket, ...tables] = process.argv.slice(2);
 const mapper = new Mapper({ opener: new Disks() });
-for (const table of tables) {
-  const [name, start, length, type, ...args] = table.split(' ');
-  await mapper.create(name);
-  await mapper.load({ name }, [{ start: Number(start), length: Number(length), type, args: args.join(' ') }]);
-  await mapper.resume({ name });
-}
+for (const words of tables) await carryOut(mapper, words);
 
 const server = new NbdServer({
   list: async () => (await mapper.list()).map(({ name }) => ({ name })),

@@ -8,6 +8,10 @@ const SERVER = join(import.meta.dirname, 'dmkit-server.js');
 /** As in the daemon. */
 const THREADS = { UV_THREADPOOL_SIZE: '64' };
 
+/** A server with these devices. */
+export const serveTables = (socket: string, volumes: string[][], words: string[]) =>
+  start(socket, volumes, process.execPath, [SERVER, socket, ...words], THREADS);
+
 /** The target and arguments of a table line over all of the image. `cow` makes a store, `copy` an image that may be written. */
 type Tables = (image: string, cow: () => string, copy: () => string) => Record<string, string>;
 
@@ -28,7 +32,7 @@ function tables(name: string, describe: string, volumes: string[], lines: Tables
       };
       const words = Object.entries(lines(image, cow, copy)).map(([name, line]) => `${name} 0 ${size / SECTOR} ${line}`);
       const clients = (names: string[]) => names.map((name) => nbd(socket, name));
-      const served = await start(socket, clients(volumes), process.execPath, [SERVER, socket, ...words], THREADS);
+      const served = await serveTables(socket, clients(volumes), words);
       return { ...served, others: clients(others) };
     },
   };
