@@ -2,7 +2,7 @@
 
 import type { DeviceRef } from '../../mapper/control.ts';
 import { type Claims, DeviceIndex, type Indexed } from '../../mapper/device-index.ts';
-import { nameTaken } from '../fork/forks.ts';
+import { nameTaken } from '../fork/make-fork.ts';
 
 /** A device as the daemon knows it before it asks the engine that has it. */
 export interface Placed extends Indexed {
