@@ -1,23 +1,18 @@
 /**
- * B-trees whose nodes are never overwritten (Linux `dm-btree.c`, `dm-btree-remove.c`). Two things are done on the way down,
+ * B-trees whose nodes are never overwritten (Linux `dm-btree.c`). Two things are done on the way down,
  * so that no step has to be undone: a node that is full makes room before its child may need it, and children that are about to
  * lose an entry are evened out first. An operation returns the new root.
  *
  * A tree of several levels is a tree whose values are roots of trees.
  */
-import { FormatError } from '../../errors.ts';
 import * as node from '../../formats/pdata/node.ts';
 import { CHILD, NODE } from '../../formats/pdata/node.ts';
 import type { Block } from './blocks.ts';
-import { append, evenOut3, redistribute2, redistribute3, shift } from './redistribute.ts';
+import { removeWalk } from './btree-remove.ts';
+import { checkAlike, corrupt, Nodes, newSpine, type Spine } from './nodes.ts';
+import { redistribute2, redistribute3 } from './redistribute.ts';
 import type { Transaction } from './transaction.ts';
-import { childBytes, eachRun, type ValueType } from './value-type.ts';
-
-/**
- * Levels of nodes, at most. A node that is not the root has at least 84 children, and there are four million blocks: what is deeper
- * leads back to itself.
- */
-const DEPTH_MAX = 16;
+import { childBytes, type ValueType } from './value-type.ts';
 
 /** A part of a tree that is going away. */
 export interface Going {
@@ -32,22 +27,9 @@ export interface Going {
 /** Entries that a neighbour must have free to take some. */
 const SPARE = 8;
 
-const CHILDREN_MAX = node.maxEntries(CHILD);
-
-/** Where an operation is: the node it works on and its parent, both of them new. */
-interface Spine {
-  parent: Block | undefined;
-  current: Block | undefined;
-  /** The first one. */
-  root: number;
-}
-
 export class Btree {
-  readonly #transaction: Transaction;
+  readonly #nodes: Nodes;
   readonly #levels: number;
-  readonly #values: ValueType;
-  readonly #children: ValueType;
-  readonly #valuesMax: number;
   /** Of the entry that `find` or `next` found. */
   leaf!: Block;
   index = 0;
@@ -58,23 +40,14 @@ export class Btree {
   reached = 0;
 
   constructor(transaction: Transaction, levels: number, values: ValueType) {
-    this.#transaction = transaction;
+    this.#nodes = new Nodes(transaction, values);
     this.#levels = levels;
-    this.#values = values;
-    this.#valuesMax = node.maxEntries(values.size);
-    const inc = (begin: number, end: number) => transaction.spaceMap.inc(begin, end);
-    const dec = (begin: number, end: number) => transaction.spaceMap.dec(begin, end);
-    this.#children = {
-      size: CHILD,
-      inc: (leaf, first, count) => eachRun(leaf, first, count, node.child, inc),
-      dec: (leaf, first, count) => eachRun(leaf, first, count, node.child, dec),
-    };
   }
 
   /** The root of a tree without entries. */
   empty(): number {
-    const block = this.#transaction.newBlock(NODE);
-    node.format(block, true, this.#values.size);
+    const block = this.#nodes.transaction.newBlock(NODE);
+    node.format(block, true, this.#nodes.values.size);
     return block.number;
   }
 
@@ -86,7 +59,7 @@ export class Btree {
   /** Looks up an entry of a tree of one level: true, and it is at `index` of `leaf`. */
   find(root: number, key: number): boolean {
     for (let number = root, depth = 0; ; depth++) {
-      const block = this.#get(number, depth);
+      const block = this.#nodes.get(number, depth);
       const i = node.lower(block, key);
       if (i < 0) return false;
       if (node.isLeaf(block)) {
@@ -98,29 +71,12 @@ export class Btree {
     }
   }
 
-  #get(number: number, depth: number): Block {
-    return this.#checked(this.#transaction.get(number, NODE), depth);
-  }
-
-  /** Throws FormatError for a node that cannot be part of this tree. */
-  #checked(block: Block, depth: number): Block {
-    if (depth > DEPTH_MAX) throw corrupt(block.number, 'leads back to itself');
-    const leaf = node.isLeaf(block);
-    const size = leaf ? this.#values.size : CHILD;
-    const most = leaf ? this.#valuesMax : CHILDREN_MAX;
-    if (node.valueSize(block) !== size || node.max(block) !== most || node.nr(block) === 0) {
-      const wrong = node.misfit(block, this.#values.size);
-      if (wrong) throw corrupt(block.number, `is not part of its tree: ${wrong}`);
-    }
-    return block;
-  }
-
   /** The first entry of a tree of one level whose key is not below `key`: true, and it is at `index` of `leaf`. */
   next(root: number, key: number): boolean {
     let right = -1;
     let rightDepth = 0;
     for (let number = root, depth = 0; ; depth++) {
-      const block = this.#get(number, depth);
+      const block = this.#nodes.get(number, depth);
       if (node.isLeaf(block)) {
         this.leaf = block;
         this.index = node.upper(block, key);
@@ -137,7 +93,7 @@ export class Btree {
     // All in the nearest subtree to the right is above.
     if (right < 0) return false;
     for (let number = right, depth = rightDepth; ; depth++) {
-      const block = this.#get(number, depth);
+      const block = this.#nodes.get(number, depth);
       if (node.isLeaf(block)) {
         this.leaf = block;
         this.index = 0;
@@ -150,7 +106,7 @@ export class Btree {
   /** The largest key of a tree of one level, or -1. */
   highest(root: number): number {
     for (let number = root, depth = 0; ; depth++) {
-      const block = this.#get(number, depth);
+      const block = this.#nodes.get(number, depth);
       const count = node.nr(block);
       if (count === 0) return -1;
       if (node.isLeaf(block)) return node.key(block, count - 1);
@@ -163,7 +119,7 @@ export class Btree {
     let parent: Block | undefined;
     let i = 0;
     for (let number = root, depth = 0; ; depth++) {
-      const block = this.#get(number, depth);
+      const block = this.#nodes.get(number, depth);
       if (node.isLeaf(block)) break;
       parent = block;
       i = Math.max(node.lower(block, begin), 0);
@@ -173,18 +129,18 @@ export class Btree {
     const leaves: number[] = [];
     for (; i < node.nr(parent) && node.key(parent, i) < end && leaves.length < most; i++)
       leaves.push(node.child(parent, i));
-    this.#transaction.blocks.need(leaves, NODE);
+    this.#nodes.transaction.blocks.need(leaves, NODE);
   }
 
   /** Puts `value` in place of what is there for the keys, or beside it. Sets `inserted`. */
   insert(root: number, keys: readonly number[], value: Uint8Array): number {
-    const spine: Spine = { parent: undefined, current: undefined, root: -1 };
+    const spine = newSpine();
     const last = this.#levels - 1;
     let number = root;
     let i = -1;
     for (let level = 0; ; level++) {
       const key = keys[level];
-      i = this.#makeWay(spine, number, level === last ? this.#values : this.#children, key, i);
+      i = this.#makeWay(spine, number, level === last ? this.#nodes.values : this.#nodes.children, key, i);
       const current = spine.current!;
       const absent = i >= node.nr(current) || node.key(current, i) !== key;
       if (level < last) {
@@ -195,7 +151,7 @@ export class Btree {
       this.inserted = absent;
       if (absent) node.insertAt(current, i, key, value);
       else {
-        const { dec, equal } = this.#values;
+        const { dec, equal } = this.#nodes.values;
         if (dec && !equal?.(current, i, value)) dec(current, i, 1);
         current.bytes.set(value, node.valueAt(current, i));
       }
@@ -205,11 +161,11 @@ export class Btree {
 
   /** Makes the leaf of an entry, which is there, changeable: its value is at `valueAt` of `leaf`. For trees of one level. */
   change(root: number, key: number): number {
-    const spine: Spine = { parent: undefined, current: undefined, root: -1 };
+    const spine = newSpine();
     let number = root;
     let i = -1;
     for (let depth = 0; ; depth++) {
-      const current = this.#step(spine, number, this.#values, i, depth);
+      const current = this.#nodes.step(spine, number, this.#nodes.values, i, depth);
       i = node.lower(current, key);
       if (node.isLeaf(current)) {
         if (i < 0 || node.key(current, i) !== key) throw corrupt(current.number, `has no entry ${key}`);
@@ -223,11 +179,11 @@ export class Btree {
 
   /** Removes an entry of a tree of one level, which is there. */
   remove(root: number, key: number): number {
-    const spine: Spine = { parent: undefined, current: undefined, root: -1 };
-    const i = this.#removeWalk(spine, this.#values, root, key, -1);
+    const spine = newSpine();
+    const i = removeWalk(this.#nodes, spine, root, key);
     const leaf = spine.current!;
     if (i < 0 || node.key(leaf, i) !== key) throw corrupt(leaf.number, `has no entry ${key}`);
-    this.#values.dec?.(leaf, i, 1);
+    this.#nodes.values.dec?.(leaf, i, 1);
     node.deleteAt(leaf, i);
     return spine.root;
   }
@@ -241,14 +197,14 @@ export class Btree {
     this.removed = 0;
     this.reached = begin;
     while (this.removed < most) {
-      const spine: Spine = { parent: undefined, current: undefined, root: -1 };
-      const i = Math.max(this.#removeWalk(spine, this.#values, root, this.reached, -1), 0);
+      const spine = newSpine();
+      const i = Math.max(removeWalk(this.#nodes, spine, root, this.reached), 0);
       root = spine.root;
       const leaf = spine.current!;
       if (i >= node.nr(leaf)) return root;
       const key = node.key(leaf, i);
       if (key < this.reached || key >= end) return root;
-      this.#values.dec?.(leaf, i, 1);
+      this.#nodes.values.dec?.(leaf, i, 1);
       node.deleteAt(leaf, i);
       this.reached = key + 1;
       this.removed++;
@@ -266,7 +222,7 @@ export class Btree {
    * is done the pool is not whole. Depth first, as the order of what is freed decides on what is given out next.
    */
   deleteSome(stack: readonly Going[], most: number): Going[] {
-    const { spaceMap, blocks } = this.#transaction;
+    const { spaceMap, blocks } = this.#nodes.transaction;
     const left = stack.slice();
     for (let gone = 0; left.length > 0 && gone < most; gone++) {
       const top = left.pop()!;
@@ -274,7 +230,7 @@ export class Btree {
       const owners = empty ? 1 : spaceMap.count(number);
       if (owners <= 0) throw corrupt(number, 'is free');
       if (!empty && owners === 1) {
-        const block = this.#get(number, depth);
+        const block = this.#nodes.get(number, depth);
         const count = node.nr(block);
         const inner = !node.isLeaf(block);
         if (inner || level < this.#levels - 1) {
@@ -290,7 +246,7 @@ export class Btree {
           left.push(...children);
           continue;
         }
-        if (count > 0) this.#values.dec?.(block, 0, count);
+        if (count > 0) this.#nodes.values.dec?.(block, 0, count);
         gone += count;
       }
       spaceMap.dec(number, number + 1);
@@ -298,40 +254,11 @@ export class Btree {
     return left;
   }
 
-  /** Makes a node changeable; what it leads to has one more parent if the old one stays in use. */
-  #shadow(number: number, values: ValueType, depth: number): Block {
-    this.#get(number, depth);
-    const block = this.#transaction.shadow(number, NODE);
-    if (this.#transaction.shared) this.#incChildren(block, values);
-    return block;
-  }
-
-  #incChildren(block: Block, values: ValueType): void {
-    const { inc } = node.isLeaf(block) ? values : this.#children;
-    if (node.nr(block) > 0) inc?.(block, 0, node.nr(block));
-  }
-
-  #shadowChild(parent: Block, i: number, values: ValueType): Block {
-    const block = this.#shadow(node.child(parent, i), values, 0);
-    node.setChild(parent, i, block.number);
-    return block;
-  }
-
-  /** Makes node `number` changeable, the one below the current one. `i`: its place there, or -1 for the root of all. */
-  #step(spine: Spine, number: number, values: ValueType, i: number, depth: number): Block {
-    const block = this.#shadow(number, values, depth);
-    spine.parent = spine.current;
-    spine.current = block;
-    if (spine.root < 0) spine.root = block.number;
-    if (spine.parent && i >= 0) node.setChild(spine.parent, i, block.number);
-    return block;
-  }
-
   /** Goes down to the leaf for `key`, so that an entry can be put there; returns its place. */
   #makeWay(spine: Spine, root: number, values: ValueType, key: number, i: number): number {
     let number = root;
     for (let top = true, depth = 0; ; top = false, depth++) {
-      let current = this.#step(spine, number, values, i, depth);
+      let current = this.#nodes.step(spine, number, values, i, depth);
       if (node.nr(current) === node.max(current) && !(node.isLeaf(current) && holds(current, key))) {
         if (top) this.#splitBeneath(current);
         else this.#makeRoom(spine, values, i, key);
@@ -351,8 +278,8 @@ export class Btree {
   #splitBeneath(root: Block): void {
     const count = node.nr(root);
     const half = Math.floor(count / 2);
-    const left = this.#newLike(root);
-    const right = this.#newLike(root);
+    const left = this.#nodes.newLike(root);
+    const right = this.#nodes.newLike(root);
     node.copy(root, 0, left, 0, half);
     node.setNr(left, half);
     node.copy(root, half, right, 0, count - half);
@@ -365,24 +292,18 @@ export class Btree {
     }
   }
 
-  #newLike(like: Block): Block {
-    const block = this.#transaction.newBlock(NODE);
-    node.formatAs(block, like);
-    return block;
-  }
-
   /** The current node, child `i` of its parent, is full: a neighbour takes some, or there is one node more. */
   #makeRoom(spine: Spine, values: ValueType, i: number, key: number): void {
     const parent = spine.parent!;
     const current = spine.current!;
-    const { spaceMap } = this.#transaction;
+    const { spaceMap } = this.#nodes.transaction;
     let leftShared = false;
     let rightShared = false;
     if (i > 0) {
       const number = node.child(parent, i - 1);
       leftShared = spaceMap.moreThanOne(number);
-      if (!leftShared && hasRoom(this.#get(number, 0))) {
-        const left = this.#shadowChild(parent, i - 1, values);
+      if (!leftShared && hasRoom(this.#nodes.get(number, 0))) {
+        const left = this.#nodes.shadowChild(parent, i - 1, values);
         checkAlike(left, current);
         redistribute2(left, current);
         node.setKey(parent, i, node.key(current, 0));
@@ -393,8 +314,8 @@ export class Btree {
     if (i < node.nr(parent) - 1) {
       const number = node.child(parent, i + 1);
       rightShared = spaceMap.moreThanOne(number);
-      if (!rightShared && hasRoom(this.#get(number, 0))) {
-        const right = this.#shadowChild(parent, i + 1, values);
+      if (!rightShared && hasRoom(this.#nodes.get(number, 0))) {
+        const right = this.#nodes.shadowChild(parent, i + 1, values);
         checkAlike(current, right);
         redistribute2(current, right);
         node.setKey(parent, i + 1, node.key(right, 0));
@@ -403,107 +324,26 @@ export class Btree {
       }
     }
     if (leftShared || rightShared || node.nr(parent) <= 2 || i === 0 || i + 1 === node.nr(parent)) {
-      const right = this.#newLike(current);
+      const right = this.#nodes.newLike(current);
       redistribute2(current, right);
       node.insertAt(parent, i + 1, node.key(right, 0), childBytes(right.number));
       if (key >= node.key(right, 0)) spine.current = right;
       return;
     }
     // Three nodes are made of two.
-    const left = this.#shadowChild(parent, i - 1, values);
+    const left = this.#nodes.shadowChild(parent, i - 1, values);
     checkAlike(left, current);
-    const center = this.#newLike(left);
+    const center = this.#nodes.newLike(left);
     redistribute3(left, center, current);
     node.setKey(parent, i, node.key(current, 0));
     node.insertAt(parent, i, node.key(center, 0), childBytes(center.number));
     if (key < node.key(center, 0)) spine.current = left;
     else if (key < node.key(current, 0)) spine.current = center;
   }
-
-  /** Goes down to the leaf for `key`, from which something is to be removed; returns the place of the last key not above it. */
-  #removeWalk(spine: Spine, values: ValueType, root: number, key: number, i: number): number {
-    let number = root;
-    for (let depth = 0; ; depth++) {
-      const current = this.#step(spine, number, values, i, depth);
-      if (!node.isLeaf(current)) this.#evenOut(current, values, key);
-      i = node.lower(current, key);
-      if (node.isLeaf(current)) return i;
-      if (i < 0) throw corrupt(current.number, `leads to nothing for ${key}`);
-      number = node.child(current, i);
-    }
-  }
-
-  /** Evens out the child for `key` and those beside it, so that none gets too small. */
-  #evenOut(parent: Block, values: ValueType, key: number): void {
-    if (node.nr(parent) === 1) {
-      const number = node.child(parent, 0);
-      const only = this.#get(number, 0);
-      const shared = this.#transaction.spaceMap.moreThanOne(number);
-      parent.bytes.set(only.bytes);
-      if (shared) this.#incChildren(parent, values);
-      this.#transaction.spaceMap.dec(number, number + 1);
-      return;
-    }
-    const i = node.lower(parent, key);
-    if (i < 0) return;
-    if (i === 0) this.#rebalance2(parent, values, 0);
-    else if (i === node.nr(parent) - 1) this.#rebalance2(parent, values, i - 1);
-    else this.#rebalance3(parent, values, i);
-  }
-
-  #rebalance2(parent: Block, values: ValueType, l: number): void {
-    const left = this.#shadowChild(parent, l, values);
-    const right = this.#shadowChild(parent, l + 1, values);
-    this.#balance2(parent, l, left, right);
-  }
-
-  #balance2(parent: Block, l: number, left: Block, right: Block): void {
-    checkAlike(left, right);
-    const total = node.nr(left) + node.nr(right);
-    if (total < 2 * (Math.floor(node.max(left) / 3) + 1)) {
-      append(left, right, node.nr(right));
-      node.deleteAt(parent, l + 1);
-      this.#transaction.spaceMap.dec(right.number, right.number + 1);
-      return;
-    }
-    shift(left, right, node.nr(left) - Math.floor(total / 2));
-    node.setKey(parent, l + 1, node.key(right, 0));
-  }
-
-  #rebalance3(parent: Block, values: ValueType, c: number): void {
-    const left = this.#shadowChild(parent, c - 1, values);
-    const center = this.#shadowChild(parent, c, values);
-    const right = this.#shadowChild(parent, c + 1, values);
-    checkAlike(left, center);
-    checkAlike(center, right);
-    const total = node.nr(left) + node.nr(center) + node.nr(right);
-    if (total < 4 * Math.floor(node.max(left) / 3) + 1) {
-      const taken = Math.min(node.max(left) - node.nr(left), node.nr(center));
-      append(left, center, taken);
-      shift(center, right, node.nr(center) - taken);
-      node.setKey(parent, c + 1, node.key(right, 0));
-      node.deleteAt(parent, c);
-      this.#transaction.spaceMap.dec(center.number, center.number + 1);
-      this.#balance2(parent, c - 1, left, right);
-      return;
-    }
-    evenOut3(left, center, right);
-    node.setKey(parent, c, node.key(center, 0));
-    node.setKey(parent, c + 1, node.key(right, 0));
-  }
 }
 
 /** A tree that is to go as a whole. */
 export const going = (number: number, level = 0): Going => ({ number, level, depth: 0, empty: false });
-
-const corrupt = (number: number, what: string) =>
-  new FormatError('METADATA_TREE', 'EILSEQ', `The B-tree node ${number} of the metadata ${what}`);
-
-/** Nodes side by side are as deep as each other. */
-function checkAlike(left: Block, right: Block): void {
-  if (node.isLeaf(left) !== node.isLeaf(right))
-    throw corrupt(left.number, `lies beside ${right.number}, which is not as deep`);
-}
 
 const hasRoom = (block: Block): boolean => node.max(block) - node.nr(block) >= SPARE;
 
