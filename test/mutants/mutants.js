@@ -651,7 +651,7 @@ const guards = [
     file: 'src/targets/thin/pool.ts',
     find: '    for (const member of this.members) if (this.#uncommitted.has(member.id)) member.lose();\n',
     replace: '',
-    suite: thinTargets,
+    suite: 'test/unit/thin/space',
   },
   {
     guard: 'what metadata is restored over is no pool before it is overwritten',

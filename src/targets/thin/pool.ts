@@ -159,6 +159,10 @@ export class Pool {
     const own = byOwner.get(owner);
     if (own && own !== there) throw refuse('EINVAL', 'different pool cannot replace a pool');
     if (there) {
+      // What its thin devices have told their users already does not change.
+      if (there.#control && there.#control.features.discard !== features.discard)
+        throw refuse('EINVAL', 'Discard support cannot be disabled once enabled');
+      if (there.mode === 'fail') throw refuse('EINVAL', 'Error registering metadata threshold');
       there.#users++;
       return there;
     }

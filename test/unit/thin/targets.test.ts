@@ -18,11 +18,7 @@ describe('format and open', () => {
 
   test('4. one byte that is not zero in block 0: nothing is written', async () => {
     const rig = new ThinRig(64);
-    rig.poke(
-      rig.meta,
-      3,
-      Buffer.from([1]).length === 1 ? Buffer.concat([Buffer.from([1]), Buffer.alloc(511)]) : zeroes(1),
-    );
+    rig.poke(rig.meta, 3, Buffer.alloc(512).fill(1, 0, 1));
     await expect(rig.create('pool', rig.line(64))).rejects.toMatchObject({ errno: 'EILSEQ' });
     expect(rig.meta.takeLog('R')).toEqual([]);
   });
@@ -39,7 +35,10 @@ describe('format and open', () => {
   test('6. another block size: EINVAL', async () => {
     const rig = await poolOf(64);
     await rig.remove('pool');
-    await expect(rig.create('pool', rig.line(32, { block: 256 }))).rejects.toMatchObject(errno('EINVAL'));
+    await expect(rig.create('pool', rig.line(32, { block: 256 }))).rejects.toMatchObject({
+      errno: 'EINVAL',
+      message: expect.stringContaining('Error creating metadata object'),
+    });
   });
 
   test('7. opened, activated, read, asked and removed: not a byte is different', async () => {
@@ -89,6 +88,9 @@ describe('messages', () => {
     expect(await rig.status('pool')).toMatch(/ 0\/64 - rw /);
     await expect(rig.message('defragment')).rejects.toMatchObject(errno('EINVAL'));
     await whole(rig);
+    await rig.reload(64, { features: ['read_only'] });
+    for (const any of ['create_thin 5', 'create_thin abc', 'defragment'])
+      await expect(rig.message(any)).rejects.toMatchObject(errno('EOPNOTSUPP'));
   });
 
   test('20, 21. durable when it is answered, on a suspended pool too', async () => {
@@ -120,14 +122,14 @@ describe('mapping, zeroing, sharing', () => {
   });
 
   test('24. a whole block is written once; one across two blocks takes two', async () => {
-    const rig = await poolOf(64);
+    const rig = await poolOf(64, { content: FULL });
     await rig.thin(1, 4096);
     rig.data.takeLog();
     await rig.write('t1', 0, originData(0, 128));
     expect(rig.data.takeLog('F')).toEqual(['W 0+128']);
     await rig.write('t1', 42 * 32, originData(0, 128));
     expect(await rig.status('t1')).toBe(`384 ${12 * 128 - 1}`);
-    expect(await rig.read('t1', 42 * 32, 128)).toEqual(originData(0, 128));
+    expect(await rig.read('t1', 10 * 128, 256)).toEqual(Buffer.concat([zeroes(64), originData(0, 128), zeroes(64)]));
   });
 
   test('25. what was never written reads as zeroes, and stays unmapped', async () => {
@@ -260,13 +262,21 @@ describe('mapping, zeroing, sharing', () => {
     expect(await rig.read('t2', 0, 8)).toEqual(snapshotData(0, 8));
   });
 
-  test('38. a write that fails in the middle of a copy: EIO, and no block is lost', async () => {
+  test('38. a write that fails while its block is zeroed or copied: EIO, and no block is lost', async () => {
     const rig = await poolOf(64);
     await rig.thin(1, 1024);
-    rig.data.fault = (operation) => (operation === 'write' ? 'EIO' : undefined);
-    await expect(rig.write('t1', 0, originData(0, 8))).rejects.toMatchObject(errno('EIO'));
-    rig.data.fault = undefined;
+    const failing = async (at: number) => {
+      rig.data.fault = (operation) => (operation === 'write' ? 'EIO' : undefined);
+      await expect(rig.write('t1', at, snapshotData(0, 8))).rejects.toMatchObject(errno('EIO'));
+      rig.data.fault = undefined;
+    };
+    await failing(0);
     expect(await rig.status('pool')).toContain(' 0/64 ');
+    await rig.write('t1', 0, originData(0, 128));
+    await rig.snapshot(2, 1, 1024);
+    await failing(8);
+    expect(await rig.status('pool')).toContain(' 1/64 ');
+    expect(await rig.read('t1', 0, 128)).toEqual(originData(0, 128));
     await whole(rig);
   });
 });
@@ -275,39 +285,77 @@ describe('tables', () => {
   test.each([
     ['0 8192 thin-pool /dev/ram0 /dev/ram1 128', 'Invalid argument count'],
     ['0 8192 thin-pool /dev/ram0 /dev/ram0 128 0', 'Error setting metadata or data device'],
-    ['0 8192 thin-pool /dev/ram0 /dev/ram1 128 0 5 a b c d e', 'Invalid number of pool feature arguments'],
     ['0 8192 thin-pool /dev/ram0 /dev/ram1 128 0 2 read_only', 'Invalid number of pool feature arguments'],
     ['0 8192 thin-pool /dev/ram0 /dev/ram1 128 0 1 fast', 'Unrecognised pool feature requested'],
-    ['0 8192 thin-pool /dev/ram7 /dev/ram1 128 0', 'Error opening metadata block device'],
-    ['0 8192 thin-pool /dev/ram0 /dev/ram7 128 0', 'Error getting data device'],
+    ['0 8192 thin-pool /dev/ram7 /dev/ram1 128 0', 'Error opening metadata block device', 'ENODEV'],
+    ['0 8192 thin-pool /dev/ram0 /dev/ram7 128 0', 'Error getting data device', 'ENODEV'],
     ['0 8192 thin-pool /dev/ram0 /dev/ram1 64 0', 'Invalid block size'],
     ['0 8192 thin-pool /dev/ram0 /dev/ram1 127 0', 'Invalid block size'],
     ['0 8192 thin-pool /dev/ram0 /dev/ram1 192 0', 'Invalid block size'],
     ['0 8192 thin-pool /dev/ram0 /dev/ram1 2097280 0', 'Invalid block size'],
     ['0 8192 thin-pool /dev/ram0 /dev/ram1 128 x', 'Invalid low water mark'],
-  ])('81, 83. %s: %s', async (line, text) => {
+  ])('81, 83. %s: %s', async (line, text, errno = 'EINVAL') => {
     const rig = new ThinRig(64);
-    await expect(rig.create('pool', line)).rejects.toMatchObject({ message: expect.stringContaining(text) });
+    await expect(rig.create('pool', line)).rejects.toMatchObject({ errno, message: expect.stringContaining(text) });
+  });
+
+  test('81. metadata that is no superblock, or damaged, or too small', async () => {
+    const rig = new ThinRig(64);
+    const refused = async (errno: string) =>
+      expect(rig.create('pool', rig.line(64))).rejects.toMatchObject({
+        errno,
+        message: expect.stringContaining('Error creating metadata object'),
+      });
+    rig.poke(rig.meta, 0, originData(0, 8));
+    await refused('ENOTBLK');
+    rig.poke(rig.meta, 0, Buffer.alloc(4096).fill(1, 4000, 4001));
+    await refused('EILSEQ');
+    rig.poke(rig.meta, 0, Buffer.alloc(4096));
+    rig.resize(rig.meta, 32);
+    await refused('ENOSPC');
   });
 
   test.each([
     ['0 128 thin /dev/mapper/pool', 'Invalid argument count'],
-    ['0 128 thin /dev/mapper/pool 1 /dev/ram7', 'Error opening origin device'],
-    ['0 128 thin /dev/ram9 1', 'Error opening pool device'],
+    ['0 128 thin /dev/mapper/pool 1 /dev/mapper/pool', 'Error setting origin device'],
+    ['0 128 thin /dev/mapper/pool 1 /dev/ram7', 'Error opening origin device', 'ENODEV'],
+    ['0 128 thin /dev/ram9 1', 'Error opening pool device', 'ENODEV'],
     ['0 128 thin /dev/mapper/pool 16777216', 'Invalid device id'],
     ['0 128 thin /dev/ram0 1', "Couldn't get pool mapped device"],
     ['0 128 thin /dev/mapper/plain 1', "Couldn't find pool object"],
-    ['0 128 thin /dev/mapper/pool 5', "Couldn't open thin internal device"],
-  ])('81. %s: %s', async (line, text) => {
+    ['0 128 thin /dev/mapper/pool 5', "Couldn't open thin internal device", 'ENODATA'],
+  ])('81. %s: %s', async (line, text, errno = 'EINVAL') => {
     const rig = await poolOf(64);
     await rig.create('plain', '0 128 linear /dev/ram1 0');
-    await expect(rig.create('x', line)).rejects.toMatchObject({ message: expect.stringContaining(text) });
+    await expect(rig.create('x', line)).rejects.toMatchObject({ errno, message: expect.stringContaining(text) });
+  });
+
+  test('81. what a pool that is there does not become', async () => {
+    const rig = await poolOf(64);
+    rig.disk(3, 8192);
+    rig.disk(4, 8192);
+    const refused = (line: string, errno: string, text: string) =>
+      expect(rig.load('pool', line)).rejects.toMatchObject({ errno, message: expect.stringContaining(text) });
+    await refused('0 8192 thin-pool /dev/ram0 /dev/ram4 128 0', 'EBUSY', 'data device already in use by a pool');
+    await refused('0 8192 thin-pool /dev/ram3 /dev/ram4 128 0', 'EINVAL', 'different pool cannot replace a pool');
+    await refused(`${rig.line(64)} 1 ignore_discard`, 'EINVAL', 'Discard support cannot be disabled once enabled');
+    await rig.message('create_thin 1');
+    rig.meta.fault = () => 'EIO';
+    await expect(rig.message('create_thin 2')).rejects.toMatchObject(errno('EIO'));
+    expect(await rig.status('pool')).toBe('Fail');
+    await refused(rig.line(64), 'EINVAL', 'Error registering metadata threshold');
+    expect(await rig.table('pool')).toBe('1:0 1:1 128 0 0 ');
   });
 
   test('81. what only the table as a whole can tell', async () => {
     const rig = await poolOf(64);
     await expect(rig.load('pool', '0 128 zero')).rejects.toMatchObject({
+      errno: 'EINVAL',
       message: "can't replace immutable target type thin-pool",
+    });
+    await expect(rig.load('pool', '8 8192 thin-pool /dev/ram0 /dev/ram1 128 0')).rejects.toMatchObject({
+      errno: 'EINVAL',
+      message: expect.stringContaining('Gap in table'),
     });
     const line = (from: number) => `${from} 128 thin-pool /dev/ram0 /dev/ram1 128 0`;
     await expect(rig.create('x', '0 128 zero', line(128))).rejects.toMatchObject({
@@ -339,15 +387,26 @@ describe('tables', () => {
     expect((await checkMetadata(rig.meta)).devices).toEqual(new Map([[7, 0]]));
   });
 
-  test('82. features, whatever their case and number, in their own order', async () => {
+  test('82. features, whatever their case and number, in their own order; four at most', async () => {
     const rig = new ThinRig(64);
-    await rig.create('pool', `${rig.line(64)} 3 ERROR_IF_NO_SPACE skip_block_zeroing SKIP_BLOCK_ZEROING`);
-    expect(await rig.table('pool')).toBe('1:0 1:1 128 0 2 skip_block_zeroing error_if_no_space ');
+    const all = 'skip_block_zeroing ignore_discard no_discard_passdown read_only error_if_no_space';
+    await expect(rig.create('pool', `${rig.line(64)} 5 ${all}`)).rejects.toMatchObject({
+      errno: 'EINVAL',
+      message: expect.stringContaining('Invalid number of pool feature arguments'),
+    });
+    await rig.create('pool', `${rig.line(64)} 2 SKIP_BLOCK_ZEROING skip_block_zeroing`);
+    expect(await rig.table('pool')).toBe('1:0 1:1 128 0 1 skip_block_zeroing ');
+    await rig.reload(64, { features: ['error_if_no_space', 'no_discard_passdown', 'skip_block_zeroing'] });
+    expect(await rig.table('pool')).toBe('1:0 1:1 128 0 3 skip_block_zeroing no_discard_passdown error_if_no_space ');
   });
 
-  test('83. a length that is no multiple of the block size', async () => {
-    const rig = new ThinRig(64, { block: 384 });
-    await rig.create('pool', '0 16000 thin-pool /dev/ram0 /dev/ram1 384 0');
-    expect(await rig.status('pool')).toContain(' 0/41 ');
+  test.each([
+    [128, 125],
+    [384, 41],
+    [2_097_152, 0],
+  ])('83. blocks of %i sectors, also where the length is no multiple of it: %i', async (block, blocks) => {
+    const rig = new ThinRig(64, { block });
+    await rig.create('pool', `0 16000 thin-pool /dev/ram0 /dev/ram1 ${block} 0`);
+    expect(await rig.status('pool')).toContain(` 0/${blocks} `);
   });
 });
