@@ -40,5 +40,18 @@ test('53. no_discard_passdown: the data device hears nothing; ignore_discard: re
   expect(await rig.status('t1')).toBe('0 -');
   const other = await poolOf(64, { features: ['ignore_discard'] });
   await other.thin(1, 1024);
+  expect(other.mapper.device({ name: 't1' }).canDiscard).toBe(false);
   await expect(other.discard('t1', 0, 128)).rejects.toMatchObject(errno('EOPNOTSUPP'));
+});
+
+test('54. where the pool is read-only a discard succeeds, and what was there stays', async () => {
+  const rig = await poolOf(64);
+  await rig.thin(1, 1024);
+  await rig.write('t1', 0, originData(0, 128));
+  await rig.reload(64, { features: ['read_only'] });
+  rig.data.takeLog();
+  await rig.discard('t1', 0, 128);
+  expect(rig.data.takeLog()).toEqual([]);
+  expect(await rig.status('t1')).toBe('128 127');
+  expect(await rig.read('t1', 0, 128)).toEqual(originData(0, 128));
 });

@@ -7,7 +7,7 @@ const ORIGIN = 6184;
 
 async function withOrigin(features: string[] = []) {
   const rig = await poolOf(128, { features, content: Buffer.alloc(2 * 128 * BLOCK * 512, 'P') });
-  rig.disk(2, ORIGIN, { content: originData(0, 4000).length > 0 ? content() : undefined });
+  rig.disk(2, ORIGIN, { content: content() });
   await rig.thin(1, 8192, '/dev/ram2');
   return rig;
 }
@@ -62,6 +62,29 @@ test('45. a snapshot shows it if its table names it', async () => {
   expect(await rig.read('t2', 0, 128)).toEqual(shown(0, 128));
 });
 
+test('46. an origin that grows shows more only when the device has been suspended and resumed', async () => {
+  const rig = await poolOf(128);
+  const origin = rig.disk(2, 64, { content: originData(0, 64) });
+  await rig.thin(1, 1024, '/dev/ram2');
+  rig.resize(origin, 256);
+  rig.poke(origin, 64, originData(64, 192));
+  expect(await rig.read('t1', 0, 256)).toEqual(Buffer.concat([originData(0, 64), zeroes(192)]));
+  await rig.suspend('t1');
+  await rig.resume('t1');
+  expect(await rig.read('t1', 0, 300)).toEqual(Buffer.concat([originData(0, 256), zeroes(44)]));
+});
+
+test('47. an origin of ten sectors', async () => {
+  const rig = await poolOf(128);
+  rig.disk(2, 10, { content: originData(0, 10) });
+  await rig.thin(1, 1024, '/dev/ram2');
+  expect(await rig.read('t1', 0, 128)).toEqual(Buffer.concat([originData(0, 10), zeroes(118)]));
+  await rig.write('t1', 64, snapshotData(0, 1));
+  expect(await rig.read('t1', 0, 128)).toEqual(
+    Buffer.concat([originData(0, 10), zeroes(54), snapshotData(0, 1), zeroes(63)]),
+  );
+});
+
 test('48. the same word for origin and pool: EINVAL', async () => {
   const rig = await poolOf(64);
   await rig.message('create_thin 1');
@@ -69,4 +92,13 @@ test('48. the same word for origin and pool: EINVAL', async () => {
     errno: 'EINVAL',
     message: expect.stringContaining('Error setting origin device'),
   });
+});
+
+test('49. where the pool is read-only the origin is read, and zeroes behind it, where the kernel fails', async () => {
+  const rig = await withOrigin();
+  await rig.reload(128, { features: ['read_only'] });
+  expect(await rig.read('t1', 0, 8)).toEqual(shown(0, 8));
+  expect(await rig.read('t1', 6176, 16)).toEqual(shown(6176, 16));
+  expect(await rig.read('t1', 7000, 8)).toEqual(zeroes(8));
+  await expect(rig.write('t1', 0, snapshotData(0, 8))).rejects.toMatchObject({ errno: 'EIO' });
 });

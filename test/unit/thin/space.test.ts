@@ -26,6 +26,7 @@ test('57 to 59. events, a write that waits, and room for it', async () => {
   await rig.write('t1', 0, snapshotData(0, 128));
   expect(await rig.read('t1', 2048, 8)).toEqual(zeroes(8));
   await rig.message('create_thin 2');
+  await rig.message('create_snap 3 1');
   await rig.reload(12);
   while (!written.done) await turns(1);
   expect(await rig.status('pool')).toMatch(/ 9\/12 - rw /);
@@ -41,7 +42,7 @@ test('56. a discard makes room for a write that waits', async () => {
   await rig.discard('t1', 0, 128);
   await rig.status('pool');
   while (!written.done) await turns(1);
-  expect(await rig.status('pool')).toMatch(/ 8\/8 - /);
+  expect(await rig.status('pool')).toMatch(/ 8\/8 - rw /);
   expect(await rig.read('t1', 1024, 8)).toEqual(snapshotData(0, 8));
 });
 
@@ -52,9 +53,14 @@ test('60. after a minute what waits fails; a suspend and a resume ask for the qu
   try {
     const rig = await full();
     for (let block = 0; block < 8; block++) await rig.write('t1', block * 128, originData(0, 128));
-    const failed = expect(rig.write('t1', 1024, originData(0, 128))).rejects.toMatchObject(errno('ENOSPC'));
+    const write = rig.write('t1', 1024, originData(0, 128));
+    const waiting = watch(write);
+    const failed = expect(write).rejects.toMatchObject(errno('ENOSPC'));
     await turns();
-    clock.pass(60_000);
+    clock.pass(59_999);
+    await turns();
+    expect(waiting.done).toBe(false);
+    clock.pass(1);
     await failed;
     expect(await rig.status('pool')).toContain(' error_if_no_space ');
     expect(await rig.table('pool')).toBe('1:0 1:1 128 3 0 ');
@@ -72,6 +78,24 @@ test('61. error_if_no_space: ENOSPC at once', async () => {
   await expect(rig.write('t1', 1024, originData(0, 128))).rejects.toMatchObject(errno('ENOSPC'));
 });
 
+test('62. one event for each time that the table is resumed, when a block is taken below the mark', async () => {
+  const rig = await poolOf(8, { lowWater: 20 });
+  await rig.thin(1, 4096);
+  const take = (block: number) => rig.write('t1', block * 128, originData(0, 128));
+  expect(await rig.event('pool')).toBe(0);
+  await take(0);
+  expect(await rig.event('pool')).toBe(1);
+  await take(1);
+  await take(2);
+  expect(await rig.event('pool')).toBe(1);
+  await rig.suspend('pool');
+  await rig.resume('pool');
+  expect(await rig.event('pool')).toBe(1);
+  await take(3);
+  await take(4);
+  expect(await rig.event('pool')).toBe(2);
+});
+
 test('63. metadata that is used up: read-only, whole, and healed by a larger device', async () => {
   const rig = await poolOf(12, { metadata: 64 });
   let made = 0;
@@ -82,12 +106,13 @@ test('63. metadata that is used up: read-only, whole, and healed by a larger dev
   const told = made;
   while (!(await rig.status('pool')).includes(' ro ')) await next();
   expect(made).toBeGreaterThan(told);
+  expect(made).toBe(49);
   expect(await rig.status('pool')).toMatch(/^0 64\/64 0\/12 - ro .* - 16 $/);
   await expect(next()).rejects.toMatchObject(errno('EOPNOTSUPP'));
   rig.resize(rig.meta, 128 * 8);
   await rig.suspend('pool');
   await rig.resume('pool');
-  expect(await rig.status('pool')).toMatch(/ \d+\/128 0\/12 - rw .* - 32 $/);
+  expect(await rig.status('pool')).toMatch(/ 70\/128 0\/12 - rw .* - 32 $/);
   await next();
   expect((await checkMetadata(rig.meta)).devices.size).toBe(made);
   await whole(rig);
@@ -159,6 +184,15 @@ test('67. a pool that shrank is not resumed', async () => {
     errno: 'EINVAL',
     message: 'pool target (32 blocks) too small: expected 64',
   });
+  rig.resize(rig.meta, 512 * 8);
+  await rig.load('pool', rig.line(64));
+  await expect(rig.resume('pool')).rejects.toMatchObject({
+    errno: 'EINVAL',
+    message: 'metadata device (512 blocks) too small: expected 1024',
+  });
+  rig.resize(rig.meta, 1024 * 8);
+  await rig.reload(64);
+  expect(await rig.status('pool')).toContain(' 0/64 ');
 });
 
 test('both devices grow in one resume', async () => {
