@@ -35,7 +35,8 @@ export interface Claims {
 const NAME_BYTES_MAX = 127;
 const UUID_BYTES_MAX = 128;
 /** Linux `MINORBITS`. */
-export const MINORS = 2 ** 20;
+const MINORS = 2 ** 20;
+const MAJORS = 4096;
 
 export class DeviceIndex<T extends Indexed = MappedDevice> {
   readonly #major: number;
@@ -126,6 +127,25 @@ export class DeviceIndex<T extends Indexed = MappedDevice> {
   freeMinorOf(device: T): void {
     this.#byMinor.delete(device.minor);
     this.#minorFloor = Math.min(this.#minorFloor, device.minor);
+  }
+
+  /**
+   * The one that a device argument means, by its name or number; undefined for what means something else. Throws ENXIO or EOVERFLOW for
+   * a number that none has.
+   */
+  meant(argument: string): T | undefined {
+    const number = /^(\d+):(\d+)$/.exec(argument);
+    if (number) {
+      const [major, minor] = [Number(number[1]), Number(number[2])];
+      if (major >= MAJORS || minor >= MINORS)
+        throw new DmError(
+          'DEVICE_NUMBER',
+          'EOVERFLOW',
+          `Cannot open ${argument}: majors end at ${MAJORS - 1}, minors at ${MINORS - 1}`,
+        );
+      if (major === this.#major) return this.get({ major, minor });
+    }
+    return this.named(argument.startsWith('/dev/mapper/') ? argument.slice('/dev/mapper/'.length) : argument);
   }
 
   find(ref: DeviceRef): T | undefined {

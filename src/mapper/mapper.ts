@@ -5,8 +5,8 @@
 import type { BlockDevice, Mode } from '../device/block-device.ts';
 import { Disks } from '../device/open.ts';
 import { DmError } from '../errors.ts';
-import { splitWords } from '../targets/arguments.ts';
 import type { TargetType } from '../targets/target.ts';
+import { isMissed, whyBound } from './bound.ts';
 import type {
   Control,
   CreateOptions,
@@ -20,18 +20,16 @@ import type {
   TargetText,
   TargetVersion,
 } from './control.ts';
-import { byName, type Claims, DeviceIndex, MINORS } from './device-index.ts';
+import { byName, type Claims, DeviceIndex } from './device-index.ts';
 import { infoOf } from './device-info.ts';
 import { type DeviceOpener, Devices, type Lease } from './devices.ts';
 import { claimMapped, type DeviceSource, type InterruptibleOptions, MappedDevice } from './mapped-device.ts';
 import { badMessage, splitMessage, targetMessage } from './message.ts';
 import { targetTypes } from './registry.ts';
-import { isVolatile, restore } from './restore.ts';
+import { restore } from './restore.ts';
 import { type SavedDevice, savedOf } from './saved-device.ts';
 import type { Table } from './table.ts';
 import { destroyAll, suspendAll } from './together.ts';
-
-const MAJORS = 4096;
 
 /**
  * What has happened to a device: `table`: another table is live; `event`: the event number has risen; `change`: name,
@@ -299,11 +297,7 @@ export class Mapper implements Control {
    * restart names one of them by one of these words.
    */
   holds(identities: readonly string[], words: readonly string[]): boolean {
-    if (identities.some((identity) => this.#devices.has(identity))) return true;
-    const known = new Set(words);
-    return this.#index
-      .all()
-      .some(({ lostTable }) => lostTable?.some(({ args }) => splitWords(args).some((word) => known.has(word))));
+    return identities.some((identity) => this.#devices.has(identity)) || isMissed(words, this.#index.all());
   }
 
   /** ENXIO if there is no such device. */
@@ -328,26 +322,8 @@ export class Mapper implements Control {
    * stay, what `save` tells is all there is to them, and their disks can be opened again.
    */
   async bound(names: readonly string[]): Promise<string | undefined> {
-    const leaving = new Set(names.map((name) => this.device({ name })));
-    const below = new Set<BlockDevice>(leaving);
-    for (const device of leaving) {
-      const { storedName, watched, suspended, liveTable } = device;
-      if (watched) return `${storedName} is in use`;
-      // Its last suspend may have left something that it could not write.
-      if (suspended) return `${storedName} is suspended`;
-      if (isVolatile(savedOf(device), this.#source.types)) return `what ${storedName} holds is in memory only`;
-      for (const lease of liveTable?.devices ?? []) below.add(lease.device);
-    }
-    for (const device of this.#index.all()) {
-      const { storedName, inactiveTable, liveTable } = device;
-      if (inactiveTable) return `${storedName} has a table that is not live yet`;
-      if (leaving.has(device)) continue;
-      if (below.has(device) || liveTable?.devices.some((lease) => below.has(lease.device)))
-        return `${storedName} has a disk in common with them`;
-    }
-    for (const disk of below)
-      if (!(disk instanceof MappedDevice) && !(await this.#devices.isFound(disk)))
-        return `${disk.name} could not be opened again: it was deleted, or another has its name`;
+    const leaving = names.map((name) => this.device({ name }));
+    return whyBound(leaving, this.#index.all(), this.#devices, this.#source.types);
   }
 
   /**
@@ -485,19 +461,7 @@ export class Mapper implements Control {
 
   /** A mapped device is its own key, another disk its canonical name. */
   async #resolve(argument: string, directory?: string): Promise<unknown> {
-    const number = /^(\d+):(\d+)$/.exec(argument);
-    if (number) {
-      const [major, minor] = [Number(number[1]), Number(number[2])];
-      if (major >= MAJORS || minor >= MINORS)
-        throw new DmError(
-          'DEVICE_NUMBER',
-          'EOVERFLOW',
-          `Cannot open ${argument}: majors end at ${MAJORS - 1}, minors at ${MINORS - 1}`,
-        );
-      if (major === this.major) return this.device({ major, minor });
-    }
-    const name = argument.startsWith('/dev/mapper/') ? argument.slice('/dev/mapper/'.length) : argument;
-    return this.#index.named(name) ?? this.#devices.identify(argument, directory);
+    return this.#index.meant(argument) ?? this.#devices.identify(argument, directory);
   }
 
   async #claim(key: unknown, mode: Mode, user: MappedDevice): Promise<Lease> {

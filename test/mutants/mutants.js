@@ -529,8 +529,8 @@ const guards = [
   },
   {
     guard: 'a file that could not be opened again does not move',
-    file: 'src/mapper/mapper.ts',
-    find: '!(await this.#devices.isFound(disk))',
+    file: 'src/mapper/bound.ts',
+    find: '!(await disks.isFound(disk))',
     replace: 'false',
     suite: engine,
   },
