@@ -184,6 +184,9 @@ test('67. a pool that shrank is not resumed', async () => {
     errno: 'EINVAL',
     message: 'pool target (32 blocks) too small: expected 64',
   });
+  // As in the kernel: the table is there, suspended, and the pool as it was.
+  expect(await rig.mapper.info({ name: 'pool' })).toMatchObject({ live: true, inactive: false, suspended: true });
+  expect(await rig.status('pool')).toContain(' 0/64 ');
   rig.resize(rig.meta, 512 * 8);
   await rig.load('pool', rig.line(64));
   await expect(rig.resume('pool')).rejects.toMatchObject({
