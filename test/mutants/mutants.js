@@ -634,8 +634,8 @@ const guards = [
   },
   {
     guard: 'what was shared is discarded below after a commit only',
-    file: 'src/targets/thin/pool.ts',
-    find: '      if (shared) await this.#commitLocked();\n',
+    file: 'src/targets/thin/discards.ts',
+    find: '  if (shared) await pool.commitLocked();\n',
     replace: '',
     suite: thins,
   },

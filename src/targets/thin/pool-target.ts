@@ -9,7 +9,8 @@ import { type Bytes, sector, toBytes } from '../../units.ts';
 import { deviceWord, openArgument } from '../arguments.ts';
 import type { StatusKind, TableLine, Target, TargetType } from '../target.ts';
 import { FEATURE_WORDS, type Features, parseDevice, readFeatures, readSizes } from './arguments.ts';
-import { type Control, type Mode, Pool } from './pool.ts';
+import type { Control, Mode, Pool } from './pool.ts';
+import { join, leave } from './pools.ts';
 
 const TYPE = 'thin-pool';
 
@@ -29,7 +30,7 @@ export const thinPool: TargetType = {
       new TableError('TABLE_ARGUMENT', errno, `${TYPE}: ${text}`);
     let pool: Pool;
     try {
-      pool = await Pool.join(line.owner, { metadata, data }, blockSize, features, refuse);
+      pool = await join(line.owner, { metadata, data }, blockSize, features, refuse);
     } catch (error) {
       if (!(error instanceof DmError) || error instanceof TableError) throw error;
       const text = `${TYPE}: Error creating metadata object: ${error.message}`;
@@ -191,7 +192,7 @@ class PoolTarget implements Target, Control {
   }
 
   close(): Promise<void> {
-    return this.#pool.leave();
+    return leave(this.#pool);
   }
 }
 

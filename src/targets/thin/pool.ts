@@ -18,7 +18,7 @@ import { BLOCK_BYTES } from '../../formats/pdata/block.ts';
 import { type Clock, systemClock } from '../../lib/clock.ts';
 import { Lock } from '../../lib/lock.ts';
 import { METADATA_BLOCKS_MAX } from '../../stores/pdata/metadata-space-map.ts';
-import { PoolMetadata, type Run } from '../../stores/thin/pool-metadata.ts';
+import type { PoolMetadata } from '../../stores/thin/pool-metadata.ts';
 import { type Bytes, bytes, SECTOR, type Sector } from '../../units.ts';
 import type { Features } from './arguments.ts';
 import { Traffic } from './traffic.ts';
@@ -55,11 +55,6 @@ class Reads {
   }
 }
 
-async function discard(device: BlockDevice, at: Bytes, length: number): Promise<void> {
-  const wait = device.discard(at, length);
-  if (wait) await wait;
-}
-
 /** A thin device, as its pool sees it. */
 export interface Member {
   /** No further request begins until `release`; resolves when none is under way. */
@@ -70,20 +65,6 @@ export interface Member {
   /** What was acknowledged since the last commit is lost. */
   lose(): void;
 }
-
-/** By metadata device, and by the mapped device of its table. */
-const byMetadata = new WeakMap<BlockDevice, Pool>();
-const byOwner = new WeakMap<BlockDevice, Pool>();
-/** By metadata device: a pool is opened and closed by one table at a time. */
-const locks = new WeakMap<BlockDevice, Lock>();
-
-function lockOf(metadata: BlockDevice): Lock {
-  let lock = locks.get(metadata);
-  if (!lock) locks.set(metadata, (lock = new Lock()));
-  return lock;
-}
-
-export const poolOf = (owner: BlockDevice): Pool | undefined => byOwner.get(owner);
 
 export class Pool {
   /** Milliseconds that requests wait for space; 0: for ever. */
@@ -101,7 +82,7 @@ export class Pool {
   #control: Control | undefined;
   #errorIfNoSpace = false;
   /** Tables that refer to it. */
-  #users = 0;
+  tables = 0;
   /** Its table is suspended, or has not been resumed yet. */
   #suspended = true;
   #lowWaterTold = false;
@@ -119,7 +100,7 @@ export class Pool {
   /** Of blocks that are shared: until they have ended, nobody else may get these. */
   readonly sharedReads = new Reads();
 
-  private constructor(
+  constructor(
     owner: BlockDevice,
     devices: { metadata: BlockDevice; data: BlockDevice },
     metadata: PoolMetadata,
@@ -132,65 +113,11 @@ export class Pool {
     this.metadata = metadata;
   }
 
-  /**
-   * The pool of a table: the one there is, or one that is opened, or made. Throws with the kernel's words. To be given back by
-   * `leave`.
-   */
-  static async join(
-    owner: BlockDevice,
-    devices: { metadata: BlockDevice; data: BlockDevice },
-    blockSize: Sector,
-    features: Features,
-    refuse: (errno: 'EBUSY' | 'EINVAL', text: string) => Error,
-  ): Promise<Pool> {
-    return lockOf(devices.metadata).run(() => Pool.#join(owner, devices, blockSize, features, refuse));
-  }
-
-  static async #join(
-    owner: BlockDevice,
-    devices: { metadata: BlockDevice; data: BlockDevice },
-    blockSize: Sector,
-    features: Features,
-    refuse: (errno: 'EBUSY' | 'EINVAL', text: string) => Error,
-  ): Promise<Pool> {
-    const there = byMetadata.get(devices.metadata);
-    if (there && there.owner !== owner) throw refuse('EBUSY', 'metadata device already in use by a pool');
-    if (there && there.data !== devices.data) throw refuse('EBUSY', 'data device already in use by a pool');
-    const own = byOwner.get(owner);
-    if (own && own !== there) throw refuse('EINVAL', 'different pool cannot replace a pool');
-    if (there) {
-      // What its thin devices have told their users already does not change.
-      if (there.#control && there.#control.features.discard !== features.discard)
-        throw refuse('EINVAL', 'Discard support cannot be disabled once enabled');
-      if (there.mode === 'fail') throw refuse('EINVAL', 'Error registering metadata threshold');
-      there.#users++;
-      return there;
-    }
-    const metadata = await PoolMetadata.open(devices.metadata, {
-      dataBlockSize: blockSize,
-      readOnly: features.readOnly,
-      flushData: () => devices.data.flush(),
-    });
-    const pool = new Pool(owner, devices, metadata, blockSize);
-    byMetadata.set(devices.metadata, pool);
-    byOwner.set(owner, pool);
-    pool.#users = 1;
-    return pool;
-  }
-
-  /** A table lets go of it. */
-  leave(): Promise<void> {
-    return lockOf(this.metadataDevice).run(async () => {
-      if (--this.#users > 0) return;
-      this.#cancelCommit?.();
-      this.#cancelNoSpace?.();
-      try {
-        if (!this.isAtLeast('outOfMetadataSpace')) await this.#lock.run(() => this.metadata.commit());
-      } finally {
-        byMetadata.delete(this.metadataDevice);
-        byOwner.delete(this.owner);
-      }
-    });
+  /** No table refers to it any more. */
+  async close(): Promise<void> {
+    this.#cancelCommit?.();
+    this.#cancelNoSpace?.();
+    if (!this.isAtLeast('outOfMetadataSpace')) await this.locked(() => this.metadata.commit());
   }
 
   get suspended(): boolean {
@@ -205,6 +132,16 @@ export class Pool {
     return ORDER.indexOf(this.mode) >= ORDER.indexOf(mode);
   }
 
+  /** Throws EIO where metadata may not be changed. */
+  checkChangeable(): void {
+    if (this.isAtLeast('outOfMetadataSpace')) throw readOnly();
+  }
+
+  /** What the table asks for; undefined before its first resume. */
+  get features(): Features | undefined {
+    return this.#control?.features;
+  }
+
   /** Before its table is resumed: the devices may have grown. Throws EINVAL where they have shrunk. */
   async prepare(control: Control, length: Bytes): Promise<void> {
     const mode = control.mode;
@@ -212,10 +149,10 @@ export class Pool {
     this.#errorIfNoSpace = control.features.errorIfNoSpace;
     this.#setMode(mode);
     if (this.mode === 'fail') return;
-    await this.#lock.run(async () => {
+    await this.locked(async () => {
       const data = await this.#resizeData(Math.floor(length / this.blockBytes));
       const metadata = await this.#resizeMetadata();
-      if (data || metadata) await this.#commitLocked();
+      if (data || metadata) await this.commitLocked();
     });
   }
 
@@ -223,7 +160,7 @@ export class Pool {
     const known = this.metadata.dataBlocks;
     if (blocks < known) throw resizeFault(`pool target (${blocks} blocks) too small: expected ${known}`);
     if (blocks === known || this.metadata.needsCheck || this.isAtLeast('outOfMetadataSpace')) return false;
-    await this.#guard('dm_pool_resize_data_dev', () => this.metadata.resizeData(blocks));
+    await this.guarded('dm_pool_resize_data_dev', () => this.metadata.resizeData(blocks));
     return true;
   }
 
@@ -233,7 +170,7 @@ export class Pool {
     if (blocks < known) throw resizeFault(`metadata device (${blocks} blocks) too small: expected ${known}`);
     if (blocks === known || this.metadata.needsCheck) return false;
     if (this.mode === 'outOfMetadataSpace') this.#setMode('write');
-    await this.#guard('dm_pool_resize_metadata_dev', () => this.metadata.resizeMetadata(blocks));
+    await this.guarded('dm_pool_resize_metadata_dev', () => this.metadata.resizeMetadata(blocks));
     return true;
   }
 
@@ -260,9 +197,14 @@ export class Pool {
     await this.commit();
   }
 
+  /** Runs `work` when no other change of metadata is under way. */
+  locked<T>(work: () => Promise<T>): Promise<T> {
+    return this.#lock.run(work);
+  }
+
   /** A message: a change that is durable when it resolves. EOPNOTSUPP where metadata may not be changed. */
   change(work: () => Maybe): Promise<void> {
-    return this.#lock.run(async () => {
+    return this.locked(async () => {
       try {
         await work();
       } catch (error) {
@@ -270,24 +212,25 @@ export class Pool {
         if (error instanceof DmError && error.code === 'THIN_FAILED') await this.#failed();
         throw error;
       }
-      await this.#commitLocked();
+      await this.commitLocked();
     });
   }
 
   /** Everything that was acknowledged is durable. Who asks before it begins shares it. */
   commit(): Promise<void> {
-    this.#next ??= this.#lock.run(() => {
+    this.#next ??= this.locked(() => {
       this.#next = undefined;
-      return this.#commitLocked();
+      return this.commitLocked();
     });
     return this.#next;
   }
 
-  async #commitLocked(): Promise<void> {
+  /** As part of what runs under the lock. */
+  async commitLocked(): Promise<void> {
     if (this.isAtLeast('outOfMetadataSpace')) return;
     this.#cancelCommit?.();
     this.#cancelCommit = undefined;
-    await this.#guard('dm_pool_commit_metadata', () => this.metadata.commit());
+    await this.guarded('dm_pool_commit_metadata', () => this.metadata.commit());
     // Nothing changes while it runs.
     this.#uncommitted.clear();
     if (this.metadata.freeMetadataBlocks === 0) this.#setMode('outOfMetadataSpace');
@@ -300,7 +243,7 @@ export class Pool {
   }
 
   /** Of device `id`. A commit is due in a second, unless somebody flushes before. */
-  #changed(id: number): void {
+  changed(id: number): void {
     this.#uncommitted.add(id);
     this.#cancelCommit ??= Pool.clock.after(COMMIT_MS, () => {
       this.#cancelCommit = undefined;
@@ -315,7 +258,7 @@ export class Pool {
   }
 
   /** What finds no space has left no trace. What fails otherwise ends all changes, until the metadata is checked. */
-  async #guard<T>(operation: string, work: () => Maybe<T>): Promise<T> {
+  async guarded<T>(operation: string, work: () => Maybe<T>): Promise<T> {
     try {
       const result = (await work()) as T;
       this.#watchMetadata();
@@ -357,7 +300,7 @@ export class Pool {
    */
   async allocate(park: () => void, unpark: () => Promise<void>): Promise<number> {
     for (;;) {
-      const block = await this.#lock.run(() => this.#allocate());
+      const block = await this.locked(() => this.#allocate());
       if (block >= 0) return block;
       if (this.#errorIfNoSpace) throw noSpace();
       park();
@@ -369,7 +312,7 @@ export class Pool {
 
   /** -1: there is none. */
   async #allocate(): Promise<number> {
-    if (this.isAtLeast('outOfMetadataSpace')) throw readOnly();
+    this.checkChangeable();
     if (this.mode === 'outOfDataSpace') return -1;
     const { metadata } = this;
     if (metadata.freeDataBlocks <= this.#control!.lowWater && !this.#lowWaterTold) {
@@ -377,7 +320,7 @@ export class Pool {
       this.#control!.event();
     }
     if (metadata.freeDataBlocks === 0) {
-      await this.#commitLocked();
+      await this.commitLocked();
       if (metadata.freeDataBlocks === 0) {
         this.#setMode('outOfDataSpace');
         return -1;
@@ -385,13 +328,13 @@ export class Pool {
     }
     let block: number;
     try {
-      block = await this.#guard('dm_pool_alloc_data_block', () => metadata.allocateDataBlock());
+      block = await this.guarded('dm_pool_alloc_data_block', () => metadata.allocateDataBlock());
     } catch (error) {
       if (!(error instanceof DmError && error.code === 'DATA_NO_SPACE')) throw error;
       this.#setMode('outOfDataSpace');
       return -1;
     }
-    if (metadata.freeMetadataBlocks === 0) await this.#commitLocked();
+    if (metadata.freeMetadataBlocks === 0) await this.commitLocked();
     return block;
   }
 
@@ -403,57 +346,13 @@ export class Pool {
   /** Maps a virtual block to one that was allocated. Rejects with EIO where nothing may be changed. */
   async map(id: number, virtual: number, block: number): Promise<void> {
     await this.#changing('dm_thin_insert_block', () => this.metadata.insert(id, virtual, block));
-    this.#changed(id);
+    this.changed(id);
   }
 
   #changing<T>(operation: string, work: () => Maybe<T>): Promise<T> {
-    return this.#lock.run(async () => {
-      if (this.isAtLeast('outOfMetadataSpace')) throw readOnly();
-      return this.#guard(operation, work);
-    });
-  }
-
-  /** Unmaps virtual blocks; what becomes of their data the table says. */
-  async unmap(id: number, begin: number, end: number): Promise<void> {
-    if (!this.passesDown) await this.#remove(id, begin, end);
-    else
-      for (let from = begin; ; ) {
-        const run = await this.metadata.nextRun(id, from, end);
-        if (!run) break;
-        from = run.begin + run.count;
-        await this.#passDown(id, run);
-      }
-    this.#changed(id);
-    // Somebody may be waiting for what is free now.
-    if (this.mode === 'outOfDataSpace') await this.commit();
-  }
-
-  #remove(id: number, begin: number, end: number): Promise<void> {
-    return this.#lock.run(() => this.#removeLocked(id, begin, end));
-  }
-
-  async #removeLocked(id: number, begin: number, end: number): Promise<void> {
-    for (let from = begin; from < end; ) {
-      if (this.isAtLeast('outOfMetadataSpace')) throw readOnly();
-      const at = from;
-      from = await this.#guard('dm_thin_remove_range', () => this.metadata.removeRange(id, at, end));
-      if (this.metadata.commitDue) await this.#commitLocked();
-    }
-  }
-
-  /** Blocks that nobody has any more are discarded below, and nobody gets them before that has ended. */
-  #passDown(id: number, { begin, block, count, shared }: Run): Promise<void> {
-    return this.#lock.run(async () => {
-      await this.#removeLocked(id, begin, begin + count);
-      // At the last commit somebody else may still have had what was shared: that must not be gone after a power cut.
-      if (shared) await this.#commitLocked();
-      for (let from = block, end = block + count; from < end; ) {
-        let length = shared ? 0 : end - from;
-        while (shared && from + length < end && (await this.metadata.dataCount(from + length)) === 0) length++;
-        // A discard is a hint: that it failed matters to nobody.
-        if (length > 0) await discard(this.data, this.at(from), length * this.blockBytes).catch(() => {});
-        from += length || 1;
-      }
+    return this.locked(async () => {
+      this.checkChangeable();
+      return this.guarded(operation, work);
     });
   }
 

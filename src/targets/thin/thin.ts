@@ -10,8 +10,10 @@ import { type Bytes, bytes, SECTOR } from '../../units.ts';
 import { deviceWord, openArgument, refuse, tableMode } from '../arguments.ts';
 import type { StatusKind, Target, TargetType } from '../target.ts';
 import { parseDevice, thinRefused } from './arguments.ts';
+import { unmap } from './discards.ts';
 import { fill } from './fill.ts';
-import { type Member, type Pool, poolOf } from './pool.ts';
+import type { Member, Pool } from './pool.ts';
+import { poolOf } from './pools.ts';
 import type { Request, Traffic } from './traffic.ts';
 
 const TYPE = 'thin';
@@ -263,7 +265,7 @@ class Thin implements Target, Member {
   }
 
   async #discard(begin: number, end: number): Promise<void> {
-    await this.#pool.unmap(this.#id, begin, end);
+    await unmap(this.#pool, this.#id, begin, end);
     await this.#findHighest();
   }
 
