@@ -13,6 +13,7 @@ import { mergeMarkdown } from './merge-report.ts';
 import { describe, machine, markdown, verdicts } from './report.ts';
 import { parts } from './rows.ts';
 import { measureRows, type Options } from './table.ts';
+import { thinOperations, thinOperationsTable } from './thin-operations.ts';
 
 const { values } = parseArgs({
   options: {
@@ -41,7 +42,7 @@ const rows = Object.entries(parts).flatMap(([part, rows]) =>
   ),
 );
 const wanted = (part: string) => (only === undefined ? part !== 'merge' || smoke : part === only);
-const alone = ['io-counts', 'exceptions', 'merge'];
+const alone = ['io-counts', 'exceptions', 'thin-operations', 'merge'];
 if (rows.length === 0 && !alone.some(wanted)) {
   console.error(`--only takes ${[...Object.keys(parts), ...alone].join(', ')} or how a workload begins, not ${only}`);
   process.exit(2);
@@ -78,6 +79,11 @@ if (wanted('io-counts')) {
 if (wanted('exceptions')) {
   const stores = await exceptions(folders.memory, smoke ? [100_000] : [1_000_000, 10_000_000]);
   add(exceptionsTable(stores), { exceptions: stores });
+}
+if (wanted('thin-operations')) {
+  const sizes = smoke ? [2 ** 28, 2 ** 30] : [2 ** 30, 2 ** 36, 2 ** 40];
+  const operations = await thinOperations(folders.disk, sizes, options.runs, progress);
+  add(thinOperationsTable(operations), { thinOperations: operations });
 }
 if (wanted('merge')) {
   const asked = smoke ? 32 * 2 ** 20 : number('merge-mib') * 2 ** 20;

@@ -11,11 +11,10 @@ function serve(folder: string, file: string) {
   return start(socket, [nbd(socket)], 'qemu-nbd', args);
 }
 
-/** A new file, over another one if there is one below, else of so many bytes. */
-function create(file: string, below: { path: string; format: 'raw' | 'qcow2' } | number): void {
-  const over = typeof below === 'number' ? [] : ['-F', below.format, '-b', below.path];
-  const size = typeof below === 'number' ? [String(below)] : [];
-  execFileSync('qemu-img', ['create', '-q', '-f', 'qcow2', ...over, '-o', `cluster_size=${CHUNK}`, file, ...size]);
+const NEW = ['create', '-q', '-f', 'qcow2', '-o', `cluster_size=${CHUNK}`];
+
+export function createOverlay(file: string, below: { path: string; format: 'raw' | 'qcow2' }): void {
+  execFileSync('qemu-img', [...NEW, '-F', below.format, '-b', below.path, file]);
 }
 
 export const qemuNbd: Contestant = {
@@ -25,7 +24,7 @@ export const qemuNbd: Contestant = {
   version,
   async serve(image, folder) {
     const file = join(folder, 'overlay.qcow2');
-    create(file, { path: image, format: 'raw' });
+    createOverlay(file, { path: image, format: 'raw' });
     return serve(folder, file);
   },
 };
@@ -36,7 +35,7 @@ export const qemuAlone: Contestant = {
   describe: 'qemu-nbd + qcow2 without an image: a new file, without preallocation',
   async serve(image, folder) {
     const file = join(folder, 'new.qcow2');
-    create(file, statSync(image).size);
+    execFileSync('qemu-img', [...NEW, file, String(statSync(image).size)]);
     return serve(folder, file);
   },
 };
@@ -64,7 +63,7 @@ export const qemuChain = (depth: number): Contestant => ({
     const file = (level: number) => join(folder, `level${level}.qcow2`);
     for (let level = 1; level <= depth; level++) {
       const below = level === 1 ? image : file(level - 1);
-      create(file(level), { path: below, format: level === 1 ? 'raw' : 'qcow2' });
+      createOverlay(file(level), { path: below, format: level === 1 ? 'raw' : 'qcow2' });
       const own = Array.from({ length: chunks }, (_, chunk) => chunk).filter((chunk) => chunk % (depth + 1) === level);
       const input = own.map((chunk) => `write -q -P ${level} ${chunk * CHUNK} ${CHUNK}\n`).join('');
       execFileSync('qemu-io', ['-f', 'qcow2', file(level)], { input, stdio: ['pipe', 'ignore', 'inherit'] });

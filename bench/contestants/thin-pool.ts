@@ -67,6 +67,7 @@ export class PoolFiles {
 
 export const createThin = (id: number) => `pool message create_thin ${id}`;
 export const createSnap = (id: number, of: number) => `pool message create_snap ${id} ${of}`;
+export const deleteThin = (id: number) => `pool message delete ${id}`;
 /** A volume of so many bytes, called `thinID`. */
 export const volume = (id: number, size: number, origin?: string) =>
   `thin${id} 0 ${size / SECTOR} thin pool ${id}${origin === undefined ? '' : ` ${origin}`}`;
