@@ -59,7 +59,7 @@ export class PoolLife {
   }
 
   /** A message is durable when it is answered, and so is all that came before. */
-  async #message(text: string): Promise<void> {
+  async message(text: string): Promise<void> {
     await this.mapper.message({ name: 'pool' }, 0, text);
     for (const sectors of this.model.values()) settle(sectors);
   }
@@ -72,7 +72,7 @@ export class PoolLife {
       const made = this.#next++;
       this.uncertain = made;
       const from = kind === 1 && id >= 0 ? this.model.get(id)! : undefined;
-      await this.#message(from ? `create_snap ${made} ${id}` : `create_thin ${made}`);
+      await this.message(from ? `create_snap ${made} ${id}` : `create_thin ${made}`);
       this.uncertain = undefined;
       this.model.set(
         made,
@@ -83,7 +83,7 @@ export class PoolLife {
       await this.mapper.remove({ name: `t${id}` });
       this.uncertain = id;
       this.model.delete(id);
-      await this.#message(`delete ${id}`);
+      await this.message(`delete ${id}`);
       this.uncertain = undefined;
     } else if (kind === 3) {
       await this.device(id).flush();
