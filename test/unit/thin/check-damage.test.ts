@@ -7,7 +7,7 @@ test('metadata that is whole has nothing to find', async () => {
   expect((await checkMetadata(await wholeImage())).findings).toEqual([]);
 });
 
-test.each(DAMAGES)('$name is found', async ({ apply, found }) => {
+test.each(DAMAGES)('78. $name is found', async ({ apply, found }) => {
   const device = await wholeImage();
   apply(new Image(device));
   if (found === 'nothing') expect(await checkMetadata(device)).toMatchObject({ findings: [], needsCheck: true });
