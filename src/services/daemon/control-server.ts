@@ -69,13 +69,20 @@ export class ControlServer {
     this.#path = path;
   }
 
+  /** No more clients find it. From then on the path is no longer this server's. */
+  async hide(): Promise<void> {
+    const path = this.#path;
+    this.#path = '';
+    if (path) await unlinkSocket(path);
+  }
+
   /**
    * Carries out no more requests, ends every `wait`, and settles when the last running call has been answered. Who had
    * connected before is told DAEMON_STOPS: a connection that breaks would leave open whether the call was carried out.
    */
   async close(): Promise<void> {
     this.#closing = true;
-    if (this.#path) await unlinkSocket(this.#path);
+    await this.hide();
     for (const call of this.#running) call.abort();
     if (this.#running.size > 0) await new Promise<void>((done) => (this.#idle = done));
     // Connections that nobody has accepted would end with the listener. The turn that runs now may be past accepting.

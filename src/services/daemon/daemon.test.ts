@@ -1,6 +1,7 @@
 import { mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { setImmediate as turn } from 'node:timers/promises';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import { controlClient } from './control-client.ts';
 import { Daemon } from './daemon.ts';
@@ -73,6 +74,26 @@ describe('a state file that is JSON but', () => {
     rmSync(join(state, 'state.json'));
     await start();
   });
+});
+
+test('a daemon that has ended leaves the control socket to the next one', async () => {
+  await start();
+  const first = daemon!;
+  await first.end();
+  const client = await start();
+  await first.closeControl();
+  expect(await client.list()).toEqual([]);
+});
+
+test('a call that waits when the daemon is stopped says so', async () => {
+  const client = await start();
+  await client.create('a', { table: [{ start: 0, length: 8, type: 'zero', args: '' }] });
+  const { eventNumber } = await client.info({ name: 'a' });
+  const waiting = expect(client.wait({ name: 'a' }, eventNumber)).rejects.toMatchObject({ code: 'DAEMON_STOPS' });
+  while ((await client.daemon()).calls === 0) await turn();
+  await client.down();
+  await daemon!.closeControl();
+  await waiting;
 });
 
 test('a fork is not begun when the state cannot be saved, as a crash would lose it', async () => {

@@ -33,7 +33,6 @@ import type { DaemonStatus } from './daemon-control.ts';
 import { controlSocket, type Directories, ensurePrivateDirectory, nbdSocket, nbdUri } from './directories.ts';
 import { AlreadyRunning, type InstanceLock, lockInstance } from './instance-lock.ts';
 import { MapperExports } from './mapper-exports.ts';
-import { unlinkSocket } from './private-socket.ts';
 import { type State, stateFault } from './state.ts';
 import { StateFile } from './state-file.ts';
 
@@ -205,7 +204,7 @@ export class Daemon {
   }
 
   async #end(): Promise<void> {
-    const { log, run } = this.#options;
+    const { log } = this.#options;
     const attempt = (what: string, work: Promise<unknown>) =>
       work.catch((error) => log(`stopping: ${what}: ${error instanceof Error ? error.message : error}`));
     log('stopping');
@@ -219,7 +218,8 @@ export class Daemon {
     this.#sealed = true;
     await attempt('devices', this.#engines.close());
     await nbdStopped;
-    await attempt('control socket', unlinkSocket(controlSocket(run)));
+    // Before the next daemon may listen there.
+    await attempt('control socket', this.#control.hide());
     // The other way round than they were taken: who gets the first one gets the second.
     for (const lock of this.#locks.reverse()) lock.release();
     log('stopped');
@@ -347,6 +347,10 @@ export class Daemon {
       this.#running.add(call);
       try {
         return await call;
+      } catch (error) {
+        // Whoever waits has not ended the wait, and is told who has.
+        if (this.#stopping.signal.aborted && error instanceof DmError && error.code === 'INTERRUPTED') throw stops();
+        throw error;
       } finally {
         this.#running.delete(call);
       }
