@@ -12,15 +12,8 @@ import {
 } from '../support/io-counts.ts';
 import type { Kernel } from './vm/vm.ts';
 
-/**
- * Each target's disk is a loop device of its own, with a volatile cache, so that flushes reach it. Its `stat` counts below
- * the target what the block layer has left after joining neighbours: reads, writes and flushes are the numbers 1, 5 and
- * 16, and a flush without data is a write too, which is why writes are counted before the flush at the end.
- *
- * `scatter` turns a write of consecutive blocks into as many writes to scattered chunks, all submitted before one is
- * waited for: the depth is how many blocks dd writes at once.
- */
-const WORDS = `
+/** What `disks` have been asked so far. */
+export const ASKED = `
 set -eu
 asked() {
   local disk s
@@ -30,6 +23,18 @@ asked() {
     reads=$((reads + s[0])) writes=$((writes + s[4])) flushes=$((flushes + s[15]))
   done
 }
+`;
+
+/**
+ * Each target's disk is a loop device of its own, with a volatile cache, so that flushes reach it. Its `stat` counts below
+ * the target what the block layer has left after joining neighbours: reads, writes and flushes are the numbers 1, 5 and
+ * 16, and a flush without data is a write too, which is why writes are counted before the flush at the end.
+ *
+ * `scatter` turns a write of consecutive blocks into as many writes to scattered chunks, all submitted before one is
+ * waited for: the depth is how many blocks dd writes at once.
+ */
+const WORDS = `
+${ASKED}
 count() {
   local from=$1 depth=$2 r w f
   asked
@@ -80,26 +85,7 @@ export async function countThere(kernel: Kernel): Promise<CountsOf[]> {
   return runs.map((run, i) => ({ ...run, first: found[2 * i], rewrites: found[2 * i + 1] }));
 }
 
-/** Of each count the lowest of three runs: at depth 16 it varies how many writes the block layer can join. As JSON. */
-export async function recordCounts(kernel: Kernel): Promise<string> {
-  const runs = [await countThere(kernel), await countThere(kernel), await countThere(kernel)];
-  const lowest = (pick: (run: CountsOf[]) => Counts): Counts => {
-    const counts = runs.map(pick);
-    const least = (name: keyof Counts) => Math.min(...counts.map((count) => count[name]));
-    return { reads: least('reads'), writes: least('writes'), flushes: least('flushes') };
-  };
-  const rows = runs[0].map(({ snapshots, depth }, i) => ({
-    snapshots,
-    depth,
-    first: lowest((run) => run[i].first),
-    rewrites: lowest((run) => run[i].rewrites),
-  }));
-  const release = (await kernel.run('uname -r')).trim();
-  const body = rows.map((row) => `    ${JSON.stringify(row)}`).join(',\n');
-  return `{\n  "kernel": "Linux ${release}",\n  "writes": ${WRITES},\n  "counts": [\n${body}\n  ]\n}\n`;
-}
-
-function countsOf(line: string): Counts {
+export function countsOf(line: string): Counts {
   const [reads, writes, flushes] = line.split(' ').map(Number);
   return { reads, writes, flushes };
 }

@@ -11,8 +11,8 @@ import { parseArgs } from 'node:util';
 import { gzipSync } from 'node:zlib';
 import { type Prng, prng } from '../../src/lib/prng.ts';
 import { pattern } from '../unit/golden.ts';
-import { recordCounts } from './io-counts.ts';
 import { play, sharePatterns } from './play.ts';
+import { recordCounts } from './record-counts.ts';
 import { Kernel } from './vm/vm.ts';
 
 const create = (name: string, table: string) => `run dmsetup create ${name} --table "${table}"`;
