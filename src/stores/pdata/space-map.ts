@@ -194,7 +194,7 @@ export abstract class SpaceMap {
     const before = countIn(bitmap, i);
     if (before === 0) {
       setCount(bitmap, i, 1);
-      this.#change()[NR_ALLOCATED]++;
+      this.#total(1);
       this.allocated(1);
       entry.nrFree--;
       if (entry.noneFreeBefore === i) entry.noneFreeBefore = i + 1;
@@ -210,7 +210,7 @@ export abstract class SpaceMap {
     if (before === 0) throw new FormatError('METADATA_COUNT', 'EINVAL', `Block ${block} is freed and has no owner`);
     if (before === 1) {
       setCount(bitmap, i, 0);
-      this.#change()[NR_ALLOCATED]--;
+      this.#total(-1);
       this.allocated(-1);
       entry.nrFree++;
       entry.noneFreeBefore = Math.min(entry.noneFreeBefore, i);
@@ -219,6 +219,12 @@ export abstract class SpaceMap {
       this.#change()[REF_COUNT_ROOT] = this.#overflow.remove(this.#state.numbers[REF_COUNT_ROOT], block);
       setCount(bitmap, i, MANY - 1);
     }
+  }
+
+  /** It may have been wrong on the disk: it stays one with which the map can be opened again. */
+  #total(change: 1 | -1): void {
+    const state = this.#change();
+    state[NR_ALLOCATED] = Math.max(0, Math.min(state[NR_BLOCKS], state[NR_ALLOCATED] + change));
   }
 
   #insertMany(block: number): void {

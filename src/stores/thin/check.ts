@@ -20,7 +20,7 @@ import { bytes } from '../../units.ts';
 import { checkBlock } from '../pdata/blocks.ts';
 import type { IndexEntry, SpaceMapRoot } from '../pdata/space-map.ts';
 import { Counts } from './counts.ts';
-import type { Readable } from './reader.ts';
+import { notHeld, type Readable } from './reader.ts';
 
 export interface Finding {
   /**
@@ -31,8 +31,25 @@ export interface Finding {
   readonly message: string;
 }
 
+/** A block that is counted more often than referred to, which is never. */
+export interface Leak {
+  readonly of: 'data' | 'metadata';
+  readonly block: number;
+  readonly count: number;
+}
+
+export interface CheckOptions {
+  /**
+   * `all` unless given. `devices`: without what they have mapped, and without space maps. `held`: the metadata snapshot, which
+   * has no space maps; the pool may be active.
+   */
+  scope?: 'all' | 'superblock' | 'devices' | 'held';
+}
+
 export interface CheckReport {
   readonly findings: Finding[];
+  /** Those of the findings that are leaks. */
+  readonly leaks: Leak[];
   /** There were more than are listed. */
   readonly truncated: boolean;
   readonly needsCheck: boolean;
@@ -61,13 +78,15 @@ interface TreeKind {
 type Superblock = ReturnType<typeof diskSuperblock.get>;
 
 /** Rejects with FormatError if there is no superblock, or with what the device says. */
-export async function checkMetadata(device: Readable): Promise<CheckReport> {
-  return new Check(device).run();
+export async function checkMetadata(device: Readable, { scope = 'all' }: CheckOptions = {}): Promise<CheckReport> {
+  return new Check(device, scope).run();
 }
 
 class Check {
   readonly #device: Readable;
+  readonly #scope: NonNullable<CheckOptions['scope']>;
   readonly #findings: Finding[] = [];
+  readonly #leaks: Leak[] = [];
   #truncated = false;
   readonly #metadata = new Counts();
   readonly #data = new Counts();
@@ -77,8 +96,9 @@ class Check {
   #dataBlocks = 0;
   #time = 0;
 
-  constructor(device: Readable) {
+  constructor(device: Readable, scope: NonNullable<CheckOptions['scope']>) {
     this.#device = device;
+    this.#scope = scope;
   }
 
   async run(): Promise<CheckReport> {
@@ -97,13 +117,20 @@ class Check {
       if (superblock[name] !== 0)
         this.#error(`${name} is 0x${superblock[name].toString(16)}, of which nothing is known`);
     this.#metadata.add(0);
-    const devices = await this.#pool(superblock);
-    if (heldRoot !== 0) await this.#held(heldRoot);
-    await this.#spaceMap('data', dataSpaceMap, this.#data, await this.#dataIndex(dataSpaceMap));
-    const entries = await this.#metadataIndex(metadataSpaceMap);
-    await this.#spaceMap('metadata', metadataSpaceMap, this.#metadata, entries);
+    let devices = new Map<number, number>();
+    if (this.#scope === 'held') {
+      if (heldRoot === 0) throw notHeld(this.#device);
+      devices = await this.#held(heldRoot);
+    } else if (this.#scope !== 'superblock') devices = await this.#pool(superblock);
+    if (this.#scope === 'all') {
+      if (heldRoot !== 0) await this.#held(heldRoot);
+      await this.#spaceMap('data', dataSpaceMap, this.#data, await this.#dataIndex(dataSpaceMap));
+      const entries = await this.#metadataIndex(metadataSpaceMap);
+      await this.#spaceMap('metadata', metadataSpaceMap, this.#metadata, entries);
+    }
     return {
       findings: this.#findings,
+      leaks: this.#leaks,
       truncated: this.#truncated,
       needsCheck: (flags & NEEDS_CHECK) !== 0,
       transactionId: transId,
@@ -159,7 +186,7 @@ class Check {
     const roots = this.#tree('mapping tree', node.CHILD, async (leaf) => {
       for (let i = 0; i < node.nr(leaf); i++) {
         const id = node.key(leaf, i);
-        mapped.set(id, await this.#walk(node.child(leaf, i), this.#mappings));
+        mapped.set(id, this.#scope === 'devices' ? -1 : await this.#walk(node.child(leaf, i), this.#mappings));
       }
     });
     await this.#walk(dataMappingRoot, roots);
@@ -171,6 +198,7 @@ class Check {
         const { mappedBlocks, creationTime, snapshottedTime } = diskDetails.get(leaf.view, node.valueAt(leaf, i));
         const found = mapped.get(id);
         if (found === undefined) this.#error(`device ${id} has details and no mappings`);
+        else if (found < 0) mapped.set(id, mappedBlocks);
         else if (found !== mappedBlocks)
           this.#error(`device ${id} is said to have ${mappedBlocks} blocks mapped, and has ${found}`);
         if (Math.max(creationTime, snapshottedTime) > this.#time)
@@ -185,9 +213,9 @@ class Check {
   }
 
   /** The metadata snapshot shares trees with the pool; what it alone leads to was read once more here. */
-  async #held(number: number): Promise<void> {
-    if (this.#refer(number, SUPERBLOCK) > 0 && (await this.#block(number, SUPERBLOCK)))
-      await this.#pool(await this.#superblock(number));
+  async #held(number: number): Promise<Map<number, number>> {
+    if (this.#refer(number, SUPERBLOCK) === 0 || !(await this.#block(number, SUPERBLOCK))) return new Map();
+    return this.#pool(await this.#superblock(number));
   }
 
   #tree(name: string, size: number, leaf: (block: BlockData) => void | Promise<void>): TreeKind {
@@ -287,12 +315,7 @@ class Check {
   }
 
   /** Compares what a space map says with what was counted. Its own blocks are counted on the way, the last ones last. */
-  async #spaceMap(
-    name: 'data' | 'metadata',
-    root: SpaceMapRoot,
-    counted: Counts,
-    entries: IndexEntry[],
-  ): Promise<void> {
+  async #spaceMap(name: Leak['of'], root: SpaceMapRoot, counted: Counts, entries: IndexEntry[]): Promise<void> {
     const many = new Map<number, number>();
     const kind = this.#tree(`the counts of ${name}`, 4, (leaf) => {
       for (let i = 0; i < node.nr(leaf); i++)
@@ -319,7 +342,7 @@ class Check {
   }
 
   #bitmap(
-    name: string,
+    name: Leak['of'],
     { nrBlocks }: SpaceMapRoot,
     counted: Counts,
     many: Map<number, number>,
@@ -346,6 +369,7 @@ class Check {
       if (found === expected) continue;
       const message = `${name} block ${block} is referred to ${expected} times, and ${found} are counted`;
       this.#error(message, expected === 0 ? 'leak' : 'error');
+      if (expected === 0 && this.#leaks.length < FINDINGS_MAX) this.#leaks.push({ of: name, block, count: found });
     }
     if (firstFree >= 0 && firstFree < entry.noneFreeBefore)
       this.#error(

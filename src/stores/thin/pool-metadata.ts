@@ -333,6 +333,11 @@ export class PoolMetadata {
     return this.#changes.change(() => this.#data.dec(begin, end));
   }
 
+  /** Of blocks of metadata that nothing leads to: one reference less. */
+  releaseMetadata(begin: number, end: number): Maybe {
+    return this.#changes.change(() => this.#metadata.dec(begin, end));
+  }
+
   /** Owners of a data block: entries of leaves, however many devices share these. */
   dataCount(block: number): Maybe<number> {
     // The map's cache of bitmaps may have to write one back.

@@ -68,10 +68,7 @@ export class MetadataReader {
     if (device.size < BLOCK_BYTES) throw noMetadata(device);
     const superblock = await readSuperblock(device, 0);
     if (!held) return new MetadataReader(device, superblock, lost);
-    if (superblock.heldRoot === 0)
-      throw new DmError('THIN_NOT_HELD', 'EINVAL', `The pool of ${device.name} has no metadata snapshot`, {
-        hint: 'make one: dmsetup message POOL 0 reserve_metadata_snap',
-      });
+    if (superblock.heldRoot === 0) throw notHeld(device);
     return new MetadataReader(device, await readSuperblock(device, superblock.heldRoot), lost);
   }
 
@@ -246,6 +243,11 @@ export class MetadataReader {
     return new FormatError('METADATA_TREE', 'EILSEQ', what, { hint: 'check it with `dmkit thin check`' });
   }
 }
+
+export const notHeld = ({ name }: Readable) =>
+  new DmError('THIN_NOT_HELD', 'EINVAL', `The pool of ${name} has no metadata snapshot`, {
+    hint: 'make one: dmsetup message POOL 0 reserve_metadata_snap',
+  });
 
 async function readSuperblock(device: Readable, number: number): Promise<ThinSuperblock> {
   const superblock = diskSuperblock.get((await readBlock(device, number, SUPERBLOCK)).view, 0);

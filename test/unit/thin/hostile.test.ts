@@ -15,6 +15,7 @@ import { type Prng, prng } from '../../../src/lib/prng.ts';
 import { checkMetadata } from '../../../src/stores/thin/check.ts';
 import { PoolMetadata } from '../../../src/stores/thin/pool-metadata.ts';
 import { bytes, sector } from '../../../src/units.ts';
+import { Image, wholeImage } from '../../support/thin-damage.ts';
 
 const SIZE = 2 ** 20;
 const BLOCKS = SIZE / BLOCK_BYTES;
@@ -191,4 +192,20 @@ test('all zeroes but for a single byte is no pool, and is not written', async ()
     device.read(bytes(0), after, 0, SIZE);
     expect(after.equals(before)).toBe(true);
   }
+});
+
+test.each([0, 1000])('a total of %i that is wrong: the pool goes on, and opens again', async (nrAllocated) => {
+  const device = await wholeImage();
+  new Image(device).setSuperblock(({ dataSpaceMap }) => ({ dataSpaceMap: { ...dataSpaceMap, nrAllocated } }));
+  const pool = await open(device);
+  await pool.openThin(1);
+  await pool.removeRange(1, 0, 10);
+  await pool.commit();
+  for (let i = 0; i < 20; i++) await pool.insert(1, i, await pool.allocateDataBlock());
+  await pool.delete(2);
+  await pool.commit();
+  const again = await open(device);
+  await again.openThin(1);
+  expect(again.mappedBlocks(1)).toBe(300);
+  expect((await checkMetadata(device)).findings.filter(({ severity }) => severity !== 'total')).toEqual([]);
 });

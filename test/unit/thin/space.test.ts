@@ -1,6 +1,7 @@
 /** Space that runs out, and modes of a pool (dm-thin scenarios by number). */
 import { expect, test } from 'vitest';
 import { checkMetadata } from '../../../src/stores/thin/check.ts';
+import { mend } from '../../../src/stores/thin/mend.ts';
 import { Pool } from '../../../src/targets/thin/pool.ts';
 import { FakeClock } from '../../../src/testing/fake-clock.ts';
 import { originData, snapshotData, turns, watch } from '../../support/rig.ts';
@@ -156,6 +157,12 @@ test.each([
   await rig.load('pool', rig.line(100));
   await rig.resume('pool');
   expect(await rig.status('pool')).toContain(' 1/64 ');
+  for (const name of ['t1', 'pool']) await rig.remove(name);
+  expect(await mend(rig.meta)).toMatchObject({ findings: [], needsCheck: false });
+  await rig.create('pool', rig.line(100));
+  expect(await rig.status('pool')).toMatch(/ 1\/100 - rw .* - 256 $/);
+  await rig.activate(1, 1024);
+  expect(await rig.read('t1', 0, 16)).toEqual(Buffer.concat([snapshotData(0, 8), originData(8, 8)]));
 });
 
 test('65. metadata that cannot be read either: nothing works until the pool is made anew', async () => {
