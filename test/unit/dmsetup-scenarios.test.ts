@@ -1,7 +1,6 @@
 /**
  * The scenarios of the specification that concern what dmsetup takes and prints, by number. Those about I/O under a
- * suspend, a reload or a removal are in mapper-scenarios.test.ts. Not here: 14 (a mounted disk: test/system/mounted.test.ts), 32 and
- * 89-90 (thin-pool).
+ * suspend, a reload or a removal are in mapper-scenarios.test.ts. Not here: 14 (a mounted disk: test/system/mounted.test.ts).
  */
 import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
@@ -247,6 +246,19 @@ test('30: a read-only table', async () => {
 
 test('31: load without a device', async () => {
   expect(await fails("load nosuch --table '0 8 zero'")).toBe(failure('reload', 'nosuch ', GONE));
+});
+
+const POOL = "'0 65536 thin-pool /dev/ram0 /dev/ram1 128 0'";
+
+test('32: a pool stays a pool, or becomes an error', async () => {
+  await ok(`create p --table ${POOL}`);
+  expect(await fails("load p --table '0 8 zero'")).toBe(failure('reload', 'p ', INVALID));
+  expect(await stat('p')).toBe('L--w');
+  await ok("load p --table '0 8 error'");
+  expect(await stat('p')).toBe('LI-w');
+  await ok('clear p');
+  expect(await stat('p')).toBe('L--w');
+  expect(await ok('table p')).toBe('0 65536 thin-pool 1:0 1:1 128 0 0 \n');
 });
 
 test('33: error takes any arguments', async () => {
@@ -686,4 +698,29 @@ test('88: the snapshot removed before leaves the merge nothing to take over', as
   await ok('resume base');
   expect(await ok('status base')).toBe('0 1024 snapshot-merge Invalid\n');
   expect(await byteOf('base')).toBe(0);
+});
+
+test('89: a suspended pool takes messages, and no new tables over it', async () => {
+  await ok(`create pool --table ${POOL}`);
+  await ok("message pool 0 'create_thin 0'");
+  await ok("create thin0 --table '0 1024 thin /dev/mapper/pool 0'");
+  await ok('suspend pool');
+  expect(await stat('thin0')).toBe('L--w');
+  await ok('message pool 0 create_thin 8');
+  expect(await fails("create thin8 --table '0 1024 thin /dev/mapper/pool 8'")).toBe(
+    failure('reload', 'thin8 (254:2)', INVALID),
+  );
+  await ok('resume pool');
+  await ok("create thin8 --table '0 1024 thin /dev/mapper/pool 8'");
+});
+
+test('90: what a pool refuses', async () => {
+  await ok(`create pool --table ${POOL}`);
+  await ok("message pool 0 'create_thin 0'");
+  expect(await fails("message pool 0 'create_thin 0'")).toBe(failure('message', 'pool ', 'File exists'));
+  expect(await fails("message pool 0 'delete 9'")).toBe(failure('message', 'pool ', 'No data available'));
+  await ok("create thin0 --table '0 1024 thin /dev/mapper/pool 0'");
+  expect(await fails("message pool 0 'delete 0'")).toBe(failure('message', 'pool ', BUSY));
+  await ok('remove thin0');
+  await ok("message pool 0 'delete 0'");
 });
