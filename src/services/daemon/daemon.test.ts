@@ -4,8 +4,11 @@ import { join } from 'node:path';
 import { setImmediate as turn } from 'node:timers/promises';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import { controlClient } from './control-client.ts';
+import { ControlServer, type Handlers, stops } from './control-server.ts';
 import { Daemon } from './daemon.ts';
 import { controlSocket } from './directories.ts';
+import { lockInstance } from './instance-lock.ts';
+import { startDaemon } from './start.ts';
 
 let directory: string;
 let run: string;
@@ -83,6 +86,27 @@ test('a daemon that has ended leaves the control socket to the next one', async 
   const client = await start();
   await first.closeControl();
   expect(await client.list()).toEqual([]);
+});
+
+test('nothing is started for a command while another daemon starts or ends; it finds the next one', async () => {
+  mkdirSync(run, { mode: 0o700 });
+  const lock = lockInstance(run);
+  let asked = 0;
+  const daemon = async () => {
+    asked++;
+    throw stops();
+  };
+  const ending = new ControlServer({ daemon } as unknown as Handlers);
+  await ending.listen(controlSocket(run));
+  const found = startDaemon({ run, state });
+  // Whoever asks again has looked whether one has to be started.
+  while (asked < 2) await turn();
+  await ending.close();
+  lock.release();
+  await start();
+  expect((await (await found).daemon()).pid).toBe(process.pid);
+  // Of a process that is started.
+  expect(readdirSync(state)).not.toContain('dmkit.log');
 });
 
 test('a call that waits when the daemon is stopped says so', async () => {

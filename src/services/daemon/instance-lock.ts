@@ -42,6 +42,15 @@ export function lockInstance(directory: string): InstanceLock {
   }
 }
 
+/**
+ * The pid of the process that has `directory`, as it left it there; nothing is tried. Undefined also where there is no
+ * /proc to tell whether it lives.
+ */
+export function lockHolder(directory: string): number | undefined {
+  const path = join(directory, 'daemon.lock');
+  return [path, `${path}.pid`].map(pidIn).find((holder) => holder?.started && isAlive(holder))?.pid;
+}
+
 /** The kernel drops the lock with the process. The file stays: who unlinks a lock file hands out two locks. */
 function lockFile(path: string, directory: string): InstanceLock {
   const fd = openSync(path, constants.O_RDWR | constants.O_CREAT, 0o600);
@@ -51,7 +60,12 @@ function lockFile(path: string, directory: string): InstanceLock {
   }
   ftruncateSync(fd, 0);
   writeSync(fd, own(), 0);
-  return { release: () => closeSync(fd) };
+  return {
+    release() {
+      ftruncateSync(fd, 0);
+      closeSync(fd);
+    },
+  };
 }
 
 /**
@@ -96,11 +110,15 @@ interface Holder {
   started: string;
 }
 
-/** Field 22 of /proc/PID/stat, in clock ticks since boot: a pid that was given to another process since is told apart. */
+/**
+ * Field 22 of /proc/PID/stat, in clock ticks since boot: a pid that was given to another process since is told apart.
+ * Empty for a process that has ended, though nobody has asked for its status.
+ */
 function startTime(pid: number): string {
   try {
     const stat = readFileSync(`/proc/${pid}/stat`, 'utf8');
-    return stat.slice(stat.lastIndexOf(')') + 2).split(' ')[19];
+    const [state, ...fields] = stat.slice(stat.lastIndexOf(')') + 2).split(' ');
+    return state === 'Z' ? '' : fields[18];
   } catch {
     return '';
   }

@@ -1,4 +1,4 @@
-import { fork } from 'node:child_process';
+import { fork, spawn } from 'node:child_process';
 import {
   mkdirSync,
   mkdtempSync,
@@ -11,9 +11,10 @@ import {
 } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { setImmediate as turn } from 'node:timers/promises';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import { directories, ensurePrivateDirectory } from './directories.ts';
-import { lockInstance } from './instance-lock.ts';
+import { lockHolder, lockInstance } from './instance-lock.ts';
 import { LogFile } from './log-file.ts';
 import { StateFile } from './state-file.ts';
 
@@ -68,9 +69,12 @@ describe.each([
   });
 
   test('is held once, names its holder, and can be had again after its release', () => {
+    expect(lockHolder(directory)).toBeUndefined();
     const lock = lockInstance(directory);
     expect(() => lockInstance(directory)).toThrow(`a daemon with pid ${process.pid} runs with ${directory}`);
+    expect(lockHolder(directory)).toBe(process.pid);
     lock.release();
+    expect(lockHolder(directory)).toBeUndefined();
     lockInstance(directory).release();
   });
 
@@ -88,8 +92,28 @@ describe.each([
   });
 
   test('is free when its pid belongs to another process by now', () => {
-    writeFileSync(join(directory, 'daemon.lock.pid'), `${process.pid} 1\n`);
+    for (const name of ['daemon.lock.pid', 'daemon.lock']) writeFileSync(join(directory, name), `${process.pid} 1\n`);
+    expect(lockHolder(directory)).toBeUndefined();
     lockInstance(directory).release();
+  });
+
+  test('is free when its holder has ended, though nobody has asked for its status', async () => {
+    // The sleep that takes the place of the shell never asks.
+    const parent = spawn('sh', ['-c', 'sleep 1000 & echo $!; exec sleep 1000']);
+    try {
+      const pid = Number(await new Promise((told) => parent.stdout.once('data', told)));
+      while (readFileSync(`/proc/${parent.pid}/comm`, 'utf8') !== 'sleep\n') await turn();
+      const stat = () => readFileSync(`/proc/${pid}/stat`, 'utf8').split(') ')[1].split(' ');
+      const holder = `${pid} ${stat()[19]}\n`;
+      for (const name of ['daemon.lock.pid', 'daemon.lock']) writeFileSync(join(directory, name), holder);
+      expect(lockHolder(directory)).toBe(pid);
+      process.kill(pid, 'SIGKILL');
+      while (stat()[0] !== 'Z') await turn();
+      expect(lockHolder(directory)).toBeUndefined();
+      lockInstance(directory).release();
+    } finally {
+      parent.kill('SIGKILL');
+    }
   });
 });
 

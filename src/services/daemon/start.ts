@@ -7,6 +7,7 @@ import { DmError } from '../../errors.ts';
 import { controlClient, isDaemonGone } from './control-client.ts';
 import type { DaemonControl } from './daemon-control.ts';
 import { controlSocket, type Directories, ensurePrivateDirectory } from './directories.ts';
+import { AlreadyRunning, lockHolder } from './instance-lock.ts';
 import { fromWire } from './wire-error.ts';
 
 const PROGRAM = fileURLToPath(new URL('../../../bin/dmkit', import.meta.url));
@@ -38,9 +39,10 @@ export async function startDaemon(directories: Directories, args: readonly strin
     const running = await runningDaemon(directories);
     if (running) return running;
     ensurePrivateDirectory(directories.run);
-    const fault = await launch(directories, args);
-    if (fault === undefined) return controlClient(controlSocket(directories.run));
     // Someone else starts it, or the one before is about to end: either shows in the directory.
+    const holder = lockHolder(directories.run);
+    const fault = holder === undefined ? await launch(directories, args) : new AlreadyRunning(directories.run, holder);
+    if (fault === undefined) return controlClient(controlSocket(directories.run));
     if (fault.code !== 'DAEMON_RUNS' || Date.now() > deadline) throw fault;
     await changed(directories.run);
   }
