@@ -73,6 +73,14 @@ export class DataSpaceMap extends SpaceMap {
     return block;
   }
 
+  /** Takes this one, unless it is in use, or was at the last commit. */
+  newBlockAt(block: number): boolean {
+    if (!this.isFree(block)) return false;
+    this.cursor = block + 1;
+    this.inc(block, block + 1);
+    return true;
+  }
+
   inc(begin: number, end: number): void {
     this.add(begin, end);
   }

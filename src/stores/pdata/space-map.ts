@@ -251,12 +251,22 @@ export abstract class SpaceMap {
         if (begin === 0) throw this.noSpace();
         return this.take(0);
       }
-      if (block >= this.old.nrBlocks || this.#few(this.oldBitmap(Math.floor(block / ENTRIES)), block) === 0) {
+      if (this.#wasFree(block)) {
         this.cursor = block + 1;
         return block;
       }
       from = block + 1;
     }
+  }
+
+  /** At the last commit. */
+  #wasFree(block: number): boolean {
+    return block >= this.old.nrBlocks || this.#few(this.oldBitmap(Math.floor(block / ENTRIES)), block) === 0;
+  }
+
+  /** Free now, and at the last commit. */
+  protected isFree(block: number): boolean {
+    return block < this.nrBlocks && this.lookupFew(block) === 0 && this.#wasFree(block);
   }
 
   #findFree(begin: number): number {

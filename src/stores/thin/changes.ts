@@ -1,33 +1,18 @@
 import { setImmediate as turn } from 'node:timers/promises';
 import type { Maybe } from '../../device/block-device.ts';
+import { Turns } from '../../lib/turns.ts';
 import type { State } from './state.ts';
 
 /** A part of a change that is too long for one; it returns the next one. */
 export type Step = () => Step | undefined;
 
-/** Changes of a pool's metadata, one at a time in the order of asking. One that finds all it needs ends before `run` returns. */
-export class Changes {
+/** Changes of a pool's metadata. */
+export class Changes extends Turns {
   readonly #state: State;
-  /** Resolves when the last one that had to wait has ended. */
-  #last: Promise<void> | undefined;
 
   constructor(state: State) {
+    super();
     this.#state = state;
-  }
-
-  run<T>(change: () => Maybe<T>): Maybe<T> {
-    const result = this.#last ? this.#last.then(change) : change();
-    if (!(result instanceof Promise)) return result;
-    const ended: Promise<void> = result.then(
-      () => this.#end(ended),
-      () => this.#end(ended),
-    );
-    this.#last = ended;
-    return result;
-  }
-
-  #end(change: Promise<void>): void {
-    if (this.#last === change) this.#last = undefined;
   }
 
   /** Carries out an operation after the changes before; then there is something to commit. */

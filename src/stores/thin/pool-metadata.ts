@@ -46,6 +46,12 @@ const DELETED_AT_ONCE = 16384;
 /** Leaves with so many mappings, if each is as empty as can be. */
 const SLICE_LEAVES = Math.ceil(SLICE / (node.maxEntries(MAPPING_BYTES) / 3)) + 2;
 
+/** Data blocks side by side. */
+export interface BlockRun {
+  begin: number;
+  count: number;
+}
+
 /** What `lookup` found. */
 export interface Mapping {
   block: number;
@@ -328,6 +334,16 @@ export class PoolMetadata {
     return this.#changes.change(() => this.#data.newBlock());
   }
 
+  /** As many free data blocks side by side as there are, `most` at most. ENOSPC as above. */
+  allocateRun(most: number): Maybe<BlockRun> {
+    return this.#changes.change(() => {
+      const begin = this.#data.newBlock();
+      let count = 1;
+      while (count < most && this.#data.newBlockAt(begin + count)) count++;
+      return { begin, count };
+    });
+  }
+
   /** Data blocks from `begin` up to `end` have one owner less; those without any become free with the next commit. */
   releaseData(begin: number, end: number): Maybe {
     return this.#changes.change(() => this.#data.dec(begin, end));
@@ -347,15 +363,16 @@ export class PoolMetadata {
     });
   }
 
-  /** Maps a virtual block of an open device to a block that was allocated for it. */
-  insert(id: number, virtual: number, block: number): Maybe {
+  /** Maps virtual blocks of an open device, side by side, to blocks that were allocated for them. */
+  insert(id: number, virtual: number, block: number, count = 1): Maybe {
     return this.#changes.change(() => {
       const device = this.#opened(id);
       // What it lacks is not made on the way.
       this.#trees.deviceRoot(id);
-      const inserted = this.#trees.insert(id, virtual, block, this.#state.time);
+      let inserted = 0;
+      for (let i = 0; i < count; i++) if (this.#trees.insert(id, virtual + i, block + i, this.#state.time)) inserted++;
       device.changed = true;
-      if (inserted) device.mappedBlocks++;
+      device.mappedBlocks += inserted;
     });
   }
 

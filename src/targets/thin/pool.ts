@@ -16,11 +16,12 @@ import type { BlockDevice, Maybe } from '../../device/block-device.ts';
 import { DmError, ioError } from '../../errors.ts';
 import { BLOCK_BYTES } from '../../formats/pdata/block.ts';
 import { type Clock, systemClock } from '../../lib/clock.ts';
-import { Lock } from '../../lib/lock.ts';
+import { Turns } from '../../lib/turns.ts';
 import { METADATA_BLOCKS_MAX } from '../../stores/pdata/metadata-space-map.ts';
-import type { PoolMetadata } from '../../stores/thin/pool-metadata.ts';
+import type { BlockRun, PoolMetadata } from '../../stores/thin/pool-metadata.ts';
 import { type Bytes, bytes, SECTOR, type Sector } from '../../units.ts';
 import type { Features } from './arguments.ts';
+import { Filler } from './fill.ts';
 import { Traffic } from './traffic.ts';
 
 export type Mode = 'write' | 'outOfDataSpace' | 'outOfMetadataSpace' | 'readOnly' | 'fail';
@@ -49,9 +50,9 @@ class Reads {
     wait.then(ended, ended);
   }
 
-  /** Those that are under way now have ended when this resolves. */
-  async ended(): Promise<void> {
-    if (this.#waits.size > 0) await Promise.allSettled([...this.#waits]);
+  /** Waits for those that are under way now. */
+  ended(): Maybe {
+    if (this.#waits.size > 0) return Promise.allSettled([...this.#waits]).then(() => {});
   }
 }
 
@@ -75,6 +76,7 @@ export class Pool {
   readonly metadataDevice: BlockDevice;
   readonly data: BlockDevice;
   readonly blockBytes: number;
+  readonly filler: Filler;
   readonly metadata: PoolMetadata;
   readonly members = new Set<Member>();
   mode: Mode = 'write';
@@ -88,7 +90,7 @@ export class Pool {
   #lowWaterTold = false;
   /** The last change found little metadata left. */
   #metadataLow = false;
-  readonly #lock = new Lock();
+  readonly #turns = new Turns();
   /** Devices that have changed since the last commit ended. */
   readonly #uncommitted = new Set<number>();
   /** The commit that has not begun yet. */
@@ -110,6 +112,7 @@ export class Pool {
     this.metadataDevice = devices.metadata;
     this.data = devices.data;
     this.blockBytes = blockSize * SECTOR;
+    this.filler = new Filler(this.data, this.blockBytes);
     this.metadata = metadata;
   }
 
@@ -198,13 +201,13 @@ export class Pool {
   }
 
   /** Runs `work` when no other change of metadata is under way. */
-  locked<T>(work: () => Promise<T>): Promise<T> {
-    return this.#lock.run(work);
+  locked<T>(work: () => Maybe<T>): Maybe<T> {
+    return this.#turns.run(work);
   }
 
   /** A message: a change that is durable when it resolves. EOPNOTSUPP where metadata may not be changed. */
-  change(work: () => Maybe): Promise<void> {
-    return this.locked(async () => {
+  async change(work: () => Maybe): Promise<void> {
+    await this.locked(async () => {
       try {
         await work();
       } catch (error) {
@@ -217,17 +220,22 @@ export class Pool {
   }
 
   /** Everything that was acknowledged is durable. Who asks before it begins shares it. */
-  commit(): Promise<void> {
-    this.#next ??= this.locked(() => {
+  async commit(): Promise<void> {
+    if (this.#next) return this.#next;
+    let begun = false;
+    const commit = this.locked(() => {
+      begun = true;
       this.#next = undefined;
       return this.commitLocked();
-    });
-    return this.#next;
+    }) as Promise<void>;
+    if (!begun) this.#next = commit;
+    return commit;
   }
 
   /** As part of what runs under the lock. */
   async commitLocked(): Promise<void> {
-    if (this.isAtLeast('outOfMetadataSpace')) return;
+    // There is nothing to commit, but a flush may have waited for this.
+    if (this.isAtLeast('outOfMetadataSpace')) return void (await this.data.flush());
     this.#cancelCommit?.();
     this.#cancelCommit = undefined;
     await this.guarded('dm_pool_commit_metadata', () => this.metadata.commit());
@@ -258,21 +266,35 @@ export class Pool {
   }
 
   /** What finds no space has left no trace. What fails otherwise ends all changes, until the metadata is checked. */
-  async guarded<T>(operation: string, work: () => Maybe<T>): Promise<T> {
+  guarded<T>(operation: string, work: () => Maybe<T>): Maybe<T> {
+    let result: Maybe<T>;
     try {
-      const result = (await work()) as T;
+      result = work();
+    } catch (error) {
+      return this.#fault(operation, error);
+    }
+    if (!(result instanceof Promise)) {
       this.#watchMetadata();
       return result;
-    } catch (error) {
-      if (!(error instanceof DmError)) throw error;
-      if (error.code === 'DATA_NO_SPACE') throw error;
-      if (error.code === 'METADATA_NO_SPACE') {
-        this.#setMode('outOfMetadataSpace');
-        throw readOnly(error);
-      }
-      await this.#failed();
-      throw ioError(`${operation} failed: ${error.message}`, error);
     }
+    return result.then(
+      (value) => {
+        this.#watchMetadata();
+        return value;
+      },
+      (error) => this.#fault(operation, error),
+    );
+  }
+
+  async #fault(operation: string, error: unknown): Promise<never> {
+    if (!(error instanceof DmError)) throw error;
+    if (error.code === 'DATA_NO_SPACE') throw error;
+    if (error.code === 'METADATA_NO_SPACE') {
+      this.#setMode('outOfMetadataSpace');
+      throw readOnly(error);
+    }
+    await this.#failed();
+    throw ioError(`${operation} failed: ${error.message}`, error);
   }
 
   /** An event each time that the free blocks of metadata fall to the threshold. */
@@ -295,65 +317,86 @@ export class Pool {
   }
 
   /**
-   * A free data block. Rejects with ENOSPC, or EIO where nothing may be changed. `park` is called before it waits for space, `unpark`
-   * before it tries again.
+   * Free data blocks side by side, one at least and `most` at most; undefined: there is none. Rejects with EIO where nothing may be
+   * changed.
    */
-  async allocate(park: () => void, unpark: () => Promise<void>): Promise<number> {
-    for (;;) {
-      const block = await this.locked(() => this.#allocate());
-      if (block >= 0) return block;
-      if (this.#errorIfNoSpace) throw noSpace();
-      park();
-      await new Promise<void>((resolve) => this.#waiting.push(resolve));
-      await unpark();
-      if (this.mode === 'outOfDataSpace' && this.#errorIfNoSpace) throw noSpace();
-    }
+  allocate(most: number): Maybe<BlockRun | undefined> {
+    return this.locked(() => this.#allocate(most));
   }
 
-  /** -1: there is none. */
-  async #allocate(): Promise<number> {
+  #allocate(most: number): Maybe<BlockRun | undefined> {
     this.checkChangeable();
-    if (this.mode === 'outOfDataSpace') return -1;
+    if (this.mode === 'outOfDataSpace') return undefined;
     const { metadata } = this;
-    if (metadata.freeDataBlocks <= this.#control!.lowWater && !this.#lowWaterTold) {
-      this.#lowWaterTold = true;
-      this.#control!.event();
-    }
     if (metadata.freeDataBlocks === 0) {
-      await this.commitLocked();
-      if (metadata.freeDataBlocks === 0) {
-        this.#setMode('outOfDataSpace');
-        return -1;
-      }
+      this.#watchLowWater(1);
+      return this.#allocateLast(most);
     }
-    let block: number;
+    this.#watchLowWater(Math.min(most, metadata.freeDataBlocks));
+    const found = this.guarded('dm_pool_alloc_data_block', () => metadata.allocateRun(most));
+    return found instanceof Promise || metadata.freeMetadataBlocks === 0 ? this.#allocated(found) : found;
+  }
+
+  /** What was freed since the last commit can be had after another one. */
+  async #allocateLast(most: number): Promise<BlockRun | undefined> {
+    await this.commitLocked();
+    if (this.metadata.freeDataBlocks === 0) {
+      this.#setMode('outOfDataSpace');
+      return undefined;
+    }
+    return this.#allocated(this.guarded('dm_pool_alloc_data_block', () => this.metadata.allocateRun(most)));
+  }
+
+  async #allocated(run: Maybe<BlockRun>): Promise<BlockRun | undefined> {
+    let found: BlockRun;
     try {
-      block = await this.guarded('dm_pool_alloc_data_block', () => metadata.allocateDataBlock());
+      found = await run;
     } catch (error) {
       if (!(error instanceof DmError && error.code === 'DATA_NO_SPACE')) throw error;
       this.#setMode('outOfDataSpace');
-      return -1;
+      return undefined;
     }
-    if (metadata.freeMetadataBlocks === 0) await this.commitLocked();
-    return block;
+    if (this.metadata.freeMetadataBlocks === 0) await this.commitLocked();
+    return found;
   }
 
-  /** Gives back a block that was allocated and not mapped. */
-  free(block: number): Promise<void> {
-    return this.#changing('dm_pool_dec_data_range', () => this.metadata.releaseData(block, block + 1));
+  /** An event when the last of `count` blocks is taken out of so few as the table says, once until the next resume. */
+  #watchLowWater(count: number): void {
+    if (this.#lowWaterTold || this.metadata.freeDataBlocks - (count - 1) > this.#control!.lowWater) return;
+    this.#lowWaterTold = true;
+    this.#control!.event();
   }
 
-  /** Maps a virtual block to one that was allocated. Rejects with EIO where nothing may be changed. */
-  async map(id: number, virtual: number, block: number): Promise<void> {
-    await this.#changing('dm_thin_insert_block', () => this.metadata.insert(id, virtual, block));
+  /** Resolves when it is worth trying to allocate again. Throws ENOSPC where nothing is to wait. */
+  space(): Promise<void> {
+    if (this.#errorIfNoSpace) throw noSpace();
+    return new Promise<void>((resolve) => this.#waiting.push(resolve));
+  }
+
+  /** Throws ENOSPC where nothing is to wait for space any longer. */
+  checkWaits(): void {
+    if (this.mode === 'outOfDataSpace' && this.#errorIfNoSpace) throw noSpace();
+  }
+
+  /** Gives back blocks that were allocated and not mapped. */
+  free({ begin, count }: BlockRun): Maybe {
+    return this.locked(() =>
+      this.#changing('dm_pool_dec_data_range', () => this.metadata.releaseData(begin, begin + count)),
+    );
+  }
+
+  /** Maps virtual blocks from `virtual` on to what was allocated. Rejects with EIO where nothing may be changed. */
+  map(id: number, virtual: number, { begin, count }: BlockRun): Maybe {
+    const wait = this.locked(() =>
+      this.#changing('dm_thin_insert_block', () => this.metadata.insert(id, virtual, begin, count)),
+    );
+    if (wait) return wait.then(() => this.changed(id));
     this.changed(id);
   }
 
-  #changing<T>(operation: string, work: () => Maybe<T>): Promise<T> {
-    return this.locked(async () => {
-      this.checkChangeable();
-      return this.guarded(operation, work);
-    });
+  #changing<T>(operation: string, work: () => Maybe<T>): Maybe<T> {
+    this.checkChangeable();
+    return this.guarded(operation, work);
   }
 
   get passesDown(): boolean {

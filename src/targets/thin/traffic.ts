@@ -15,27 +15,33 @@ export class Traffic {
   readonly #busy = new Map<number, Promise<void>>();
   readonly #discards = new Set<Discard>();
 
-  /** What a read of a virtual block waits for. */
-  reading(virtual: number): Promise<void> | undefined {
+  /** What a read of virtual blocks from `first` up to `last` waits for. */
+  reading(first: number, last: number): Promise<void> | undefined {
     if (this.#discards.size > 0)
-      for (const { begin, end, ended } of this.#discards) if (virtual >= begin && virtual < end) return ended;
+      for (const { begin, end, ended } of this.#discards) if (first < end && last > begin) return ended;
     return undefined;
   }
 
-  /** What a write to it waits for. */
-  writing(virtual: number): Promise<void> | undefined {
-    return this.#busy.get(virtual) ?? this.reading(virtual);
+  /** What a write to them waits for. */
+  writing(first: number, last: number): Promise<void> | undefined {
+    if (this.#busy.size > 0)
+      for (let virtual = first; virtual < last; virtual++) {
+        const busy = this.#busy.get(virtual);
+        if (busy) return busy;
+      }
+    return this.reading(first, last);
   }
 
-  /** Nobody else provisions the block until `work` has ended. */
-  async alone(virtual: number, work: (request: Request) => Promise<void>): Promise<void> {
+  /** Nobody else provisions these blocks until `work` has ended. */
+  async alone(first: number, last: number, work: (request: Request) => Promise<void>): Promise<void> {
     const request = new Request(this.io);
     let end!: () => void;
-    this.#busy.set(virtual, new Promise((resolve) => (end = resolve)));
+    const ended = new Promise<void>((resolve) => (end = resolve));
+    for (let virtual = first; virtual < last; virtual++) this.#busy.set(virtual, ended);
     try {
       await work(request);
     } finally {
-      this.#busy.delete(virtual);
+      for (let virtual = first; virtual < last; virtual++) this.#busy.delete(virtual);
       request.end();
       end();
     }
