@@ -7,6 +7,7 @@ import { type EventControl, type WatchEvent, watchEvents } from '../services/eve
 import type { ForkControl } from '../services/fork/fork-control.ts';
 import type { Inspection } from '../services/fork/inspect.ts';
 import type { TlsOptions } from '../services/nbd/tls.ts';
+import type { PoolControl } from '../services/pool/pool-control.ts';
 import type { Disk } from './disk.ts';
 
 /** Of a mapper in this process. */
@@ -38,7 +39,7 @@ export interface Served {
   uri(name: string): string;
 }
 
-interface Common extends Control, ForkControl, EventControl {
+interface Common extends Control, ForkControl, PoolControl, EventControl {
   /**
    * What happens to the devices from now on, as it comes (docs/events.md). Ends when `signal` fires, and with the loop that
    * reads it.

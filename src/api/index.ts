@@ -24,6 +24,7 @@ export {
   type DeviceEventBody,
   type EventBatch,
   type EventControl,
+  type PoolEventBody,
   type WatchEvent,
   watchEvents,
 } from '../services/events/event.ts';
@@ -42,6 +43,14 @@ export type {
 } from '../services/fork/fork-control.ts';
 export type { Inspection } from '../services/fork/inspect.ts';
 export type { FilesMerge, MergeFilesOptions } from '../services/fork/merge-files.ts';
+export type {
+  OpenPoolOptions,
+  Pool,
+  PoolControl,
+  PoolOptions,
+  ThinVolume,
+  VolumeSource,
+} from '../services/pool/pool-control.ts';
 export {
   type ConnectOptions,
   DeviceMapper,

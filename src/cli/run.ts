@@ -37,9 +37,9 @@ export async function run(program: string, argv: readonly string[], io: ShortIo)
   return runShort(command, rest, io);
 }
 
-/** Commands on the metadata of pools have names of two words. */
+/** Commands on pools and their metadata have names of two words. */
 const joined = ([first, second, ...rest]: readonly string[]): readonly string[] =>
-  first === 'thin' && second !== undefined && !second.startsWith('-')
+  (first === 'thin' || first === 'pool') && second !== undefined && !second.startsWith('-')
     ? [`${first} ${second}`, ...rest]
     : [first, second, ...rest].filter((word) => word !== undefined);
 

@@ -46,12 +46,14 @@ export function assemble({
     },
   });
   const forks: Forks = new Forks({ ...forking, mapper, emit: log.emit });
-  const { autoextender } = forks;
+  const { autoextender, growth } = forks;
   const monitor: Monitor = new Monitor({
     mapper,
     log,
     filled: (device, cow, fill) => autoextender.filled(device, cow, fill),
-    needed: () => autoextender.needed,
+    pooled: (device, status) => growth.filled(device, status),
+    warn: (device, part, percent) => growth.warn(device, part, percent),
+    needed: () => autoextender.needed || growth.needed,
   });
   return { mapper, forks, monitor };
 }

@@ -9,7 +9,7 @@ import { afterEach, beforeEach } from 'vitest';
 import { Mapper } from '../../src/mapper/mapper.ts';
 import type { MergeProgress } from '../../src/services/fork/fork-control.ts';
 import { Forks } from '../../src/services/fork/forks.ts';
-import type { ForkRecord, ForksState } from '../../src/services/fork/records.ts';
+import type { ForksState, SavedRecord } from '../../src/services/fork/records.ts';
 import { bytes } from '../../src/units.ts';
 import { killedAtSave } from './killed-at-save.ts';
 import { Obstacles } from './obstacles.ts';
@@ -44,7 +44,7 @@ export function useForks(): void {
   });
 }
 
-export function begin(records: ForkRecord[] = [], save: () => Promise<void> = async () => {}): void {
+export function begin(records: SavedRecord[] = [], save: () => Promise<void> = async () => {}): void {
   disks = new Obstacles();
   log = [];
   mapper = new Mapper({

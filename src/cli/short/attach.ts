@@ -1,4 +1,5 @@
 import { define, printJson } from './command.ts';
+import { deviceName } from './volume-name.ts';
 
 export const command = define({
   name: 'attach',
@@ -7,8 +8,9 @@ export const command = define({
   help: `Needs root, and either the kernel's nbd with nbd-client, or FUSE and loop devices with
 nbdfuse (Debian packages nbd-client; libnbd-bin and fuse3).`,
   options: { json: { help: 'print the result as JSON' } },
-  async run({ operands: [name], options, io }) {
-    const attachment = await (await io.control()).attach(name);
+  async run({ operands: [word], options, io }) {
+    const daemon = await io.control();
+    const attachment = await daemon.attach(await deviceName(daemon, word));
     if (options.json !== undefined) printJson(io, attachment);
     else io.stdout.write(`${attachment.path}\n`);
   },

@@ -2,16 +2,23 @@ import type { ShortCommand } from './command.ts';
 
 /** Loaded one at a time: a command starts as fast as its own file. */
 export const COMMANDS: Readonly<Record<string, { summary: string; load: () => Promise<{ command: ShortCommand }> }>> = {
-  fork: { summary: 'make a writable copy of an image, however large, at once', load: () => import('./fork.ts') },
-  ls: { summary: 'list forks, origins and every other mapped device', load: () => import('./ls.ts') },
+  fork: {
+    summary: 'make a writable copy of an image or a volume, however large, at once',
+    load: () => import('./fork.ts'),
+  },
+  ls: { summary: 'list forks, volumes, pools and every other mapped device', load: () => import('./ls.ts') },
   uri: { summary: 'print the NBD URI of a device', load: () => import('./uri.ts') },
   attach: { summary: 'make a real block device of a device', load: () => import('./attach.ts') },
   detach: { summary: 'take the block device away again', load: () => import('./detach.ts') },
-  diff: { summary: 'show what differs between a fork and its origin', load: () => import('./diff.ts') },
+  diff: { summary: 'show what differs between a fork and what it was made from', load: () => import('./diff.ts') },
   watch: { summary: 'print what happens to devices, as it comes', load: () => import('./watch.ts') },
   revert: { summary: 'make a fork equal to its origin again', load: () => import('./revert.ts') },
   merge: { summary: 'put what a fork changed into its image', load: () => import('./merge.ts') },
-  drop: { summary: 'remove a fork and its COW file', load: () => import('./drop.ts') },
+  drop: { summary: 'remove a fork and its COW file, a volume, a pool', load: () => import('./drop.ts') },
+  'pool create': { summary: 'make a pool of space for volumes', load: () => import('../pool/create.ts') },
+  'pool open': { summary: 'open a pool that is there already', load: () => import('../pool/open.ts') },
+  'pool extend': { summary: 'give a pool more space', load: () => import('../pool/extend.ts') },
+  'pool volume': { summary: 'make a volume in a pool', load: () => import('../pool/volume.ts') },
   inspect: { summary: 'say what a file holds: a COW store, a pool, an image', load: () => import('./inspect.ts') },
   'replay-log': {
     summary: 'repeat what a log-writes target logged, up to a mark or a flush',

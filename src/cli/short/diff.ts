@@ -1,6 +1,7 @@
 import type { Diff } from '../../api/index.ts';
 import { define, printJson } from './command.ts';
 import { printSize } from './sizes.ts';
+import { deviceName } from './volume-name.ts';
 
 /** Lines of ranges that a person is shown; --json has all. */
 const SHOWN = 20;
@@ -12,8 +13,9 @@ export const command = define({
   help: `An exception is a chunk that was written since the fork, on either side; only its sectors
 that really differ are listed.`,
   options: { json: { help: 'print everything as JSON: ranges in bytes' } },
-  async run({ operands: [name], options, io }) {
+  async run({ operands: [word], options, io }) {
     const daemon = await io.control();
+    const name = await deviceName(daemon, word);
     let diff: Diff | undefined;
     for (let start: number | undefined = 0; start !== undefined; ) {
       const part: Diff = await daemon.diff(name, { start });

@@ -4,17 +4,22 @@ import { printSize, printTable } from './sizes.ts';
 export const command = define({
   name: 'ls',
   operands: '',
-  summary: 'Lists forks, origins and every other mapped device.',
-  help: 'USED is what a fork keeps in its COW file: bytes of chunks that were written on either side.',
-  options: { json: { help: 'print the list as JSON' } },
+  summary: 'Lists forks, volumes, pools, origins and every other mapped device.',
+  help: `USED is what a fork keeps in its COW file: bytes of chunks that were written on either side; what a
+volume has mapped, shared or not; or what a pool has given out.`,
+  options: {
+    all: { short: 'a', help: 'list the parts of pools, too' },
+    json: { help: 'print the list as JSON' },
+  },
   async run({ options, io }) {
     const daemon = await io.existing();
-    const volumes = (await daemon?.volumes()) ?? [];
+    const all = options.all !== undefined;
+    const volumes = ((await daemon?.volumes()) ?? []).filter(({ internal }) => all || !internal);
     if (options.json !== undefined) printJson(io, volumes);
     else if (volumes.length === 0) io.stdout.write('No devices found\n');
     else {
       const rows = volumes.map((volume) => [
-        volume.name,
+        volume.pool === undefined ? volume.name : `${volume.pool}/${volume.name}`,
         volume.origin ?? '-',
         printSize(volume.size),
         volume.used === undefined ? '-' : printSize(volume.used),

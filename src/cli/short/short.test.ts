@@ -119,8 +119,8 @@ describe('a wrong command line ends with status 2', () => {
       ['fork', 'a', 'b', '--autoextend', '70:20'],
       'dmkit fork: --autoextend needs --size: what the file begins with\nusage: dmkit fork IMAGE NAME [--chunk SIZE] [--cow FILE] [--size SIZE] [--autoextend PERCENT:BY[:LIMIT]] [--transient] [--raw] [--json]\n',
     ],
-    [['ls', '--json=x'], 'dmkit ls: option --json takes no value\nusage: dmkit ls [--json]\n'],
-    [['ls', 'x', 'y'], 'dmkit ls: too many arguments: x y\nusage: dmkit ls [--json]\n'],
+    [['ls', '--json=x'], 'dmkit ls: option --json takes no value\nusage: dmkit ls [--all] [--json]\n'],
+    [['ls', 'x', 'y'], 'dmkit ls: too many arguments: x y\nusage: dmkit ls [--all] [--json]\n'],
     [['uri', ''], 'dmkit uri: an argument is empty\nusage: dmkit uri NAME\n'],
     [
       ['up', '--nbd-tcp', 'here'],

@@ -98,6 +98,14 @@ function textOf(told: Told): string {
       return `the merge of ${cow} failed`;
     case 'extend':
       return `${cow} grew from ${printSize(told.from)} to ${printSize(told.size)}`;
+    case 'pool-fill':
+      return `its ${told.part} is ${told.percent}% full, ${printSize(told.used)} of ${printSize(told.size)}`;
+    case 'pool-state':
+      return `the pool is ${told.state}`;
+    case 'pool-extend':
+      return `its ${told.part} grew from ${printSize(told.from)} to ${printSize(told.size)}`;
+    case 'pool-extend-failed':
+      return `the pool did not grow: ${told.message}`;
     case 'extend-failed':
       return `${cow} did not grow: ${told.message}`;
   }

@@ -75,6 +75,9 @@ const load = options({ readOnly: flag, directory: text });
 const suspend = options({ noflush: flag, nolockfs: flag });
 const deferred = options({ deferred: flag });
 
+const autoextend = object({ threshold: integer, percent: integer, limit: optional(integer) }, ['threshold', 'percent']);
+const pool = { name: text, metadata: text, autoextend, directory: text };
+
 /** Parameters in the order of the method's arguments. */
 export const CALLS = {
   version: {},
@@ -116,12 +119,21 @@ export const CALLS = {
       chunkSize: integer,
       cow: text,
       cowSize: integer,
-      autoextend: object({ threshold: integer, percent: integer, limit: optional(integer) }, ['threshold', 'percent']),
+      autoextend,
       transient: flag,
       raw: flag,
       directory: text,
     }),
   },
+  createPool: { data: text, options: options({ ...pool, size: integer, blockSize: integer }) },
+  openPool: { data: text, options: options(pool) },
+  extendPool: { name: text, size: integer },
+  createVolume: {
+    pool: text,
+    name: text,
+    source: object({ size: integer, volume: text, image: text, raw: flag, id: integer, directory: text }),
+  },
+
   volumes: {},
   diff: { name: text, options: options({ start: integer }) },
   drop: { name: text, options: options({ keepCow: flag }) },

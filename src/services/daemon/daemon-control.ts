@@ -2,6 +2,7 @@ import type { Control } from '../../mapper/control.ts';
 import type { AttachControl } from '../attach/attach-control.ts';
 import type { EventControl } from '../events/event.ts';
 import type { ForkControl } from '../fork/fork-control.ts';
+import type { PoolControl } from '../pool/pool-control.ts';
 
 export interface DaemonStatus {
   pid: number;
@@ -26,7 +27,7 @@ export interface DaemonStatus {
 }
 
 /** Everything the control socket offers. */
-export interface DaemonControl extends Control, ForkControl, AttachControl, EventControl {
+export interface DaemonControl extends Control, ForkControl, PoolControl, AttachControl, EventControl {
   /** ESHUTDOWN (DAEMON_STOPS) when it is stopping, as from every call but `down`. */
   daemon(): Promise<DaemonStatus>;
   /** Settles when the devices are flushed and closed and another daemon may start. EBUSY while devices are attached, unless forced. */

@@ -27,6 +27,7 @@ import type { ForkOptions, Volume } from '../fork/fork-control.ts';
 import { NbdServer } from '../nbd/server.ts';
 import { shareAmong } from '../nbd/serving.ts';
 import { tlsDirectory } from '../nbd/tls.ts';
+import type { PoolOptions, VolumeSource } from '../pool/pool-control.ts';
 import { CALLS, type CallName } from './calls.ts';
 import { ControlServer, type Handler, type Handlers, stops } from './control-server.ts';
 import type { DaemonStatus } from './daemon-control.ts';
@@ -317,6 +318,13 @@ export class Daemon {
       fork: (args) => {
         const [image, name, options] = args as [string, string, ForkOptions?];
         return engines.fork(image, name, options ?? {}, args);
+      },
+      createPool: (args) => engines.pool(args[0] as string, (args[1] ?? {}) as PoolOptions, 'createPool', args),
+      openPool: (args) => engines.pool(args[0] as string, (args[1] ?? {}) as PoolOptions, 'openPool', args),
+      extendPool: (args) => engines.call({ name: args[0] as string }, 'extendPool', args),
+      createVolume: (args) => {
+        const [pool, name, source] = args as [string, string, VolumeSource];
+        return engines.volume(pool, name, source, args);
       },
       volumes: () => this.#volumes(),
       diff: ofFork('diff'),

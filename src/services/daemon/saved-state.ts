@@ -3,6 +3,7 @@ import { readFileSync } from 'node:fs';
 import { readFile, realpath } from 'node:fs/promises';
 import { join, resolve } from 'node:path';
 import { splitWords } from '../../targets/arguments.ts';
+import { isForkRecord } from '../fork/records.ts';
 import type { Directories } from './directories.ts';
 import type { State } from './state.ts';
 
@@ -41,6 +42,6 @@ export async function savedSnapshots(
       if (words[1] === cowName) found.own = type === 'snapshot' ? name : found.own;
       else if (!words[2]?.startsWith('N')) found.others.push(name);
     }
-  found.own ??= saved.forks?.find(({ merging }) => merging?.cow === cowName)?.merging?.name;
+  found.own ??= saved.forks?.filter(isForkRecord).find(({ merging }) => merging?.cow === cowName)?.merging?.name;
   return found;
 }

@@ -1,11 +1,12 @@
 import type { SavedDevice } from '../../mapper/saved-device.ts';
-import type { ForkRecord } from '../fork/records.ts';
+import type { SavedRecord } from '../fork/records.ts';
 
 /** What the daemon keeps over a restart. */
 export interface State {
   major: number;
   devices: SavedDevice[];
-  forks: ForkRecord[];
+  /** Of forks, pools and volumes. */
+  forks: SavedRecord[];
 }
 
 /** Linux keeps major numbers in 12 bits. */
@@ -23,7 +24,7 @@ export function stateFault(state: unknown): string | undefined {
   for (const [index, device] of devices.entries())
     if (!isDevice(fields(device))) return `device ${index} in it is ${shortened(device)}`;
   for (const [index, fork] of forks.entries())
-    if (!isFork(fields(fork))) return `fork ${index} in it is ${shortened(fork)}`;
+    if (!isRecord(fields(fork))) return `fork ${index} in it is ${shortened(fork)}`;
 }
 
 const isDevice = ({ name, uuid, minor, table }: Fields) =>
@@ -35,8 +36,24 @@ const isTable = (table: unknown) =>
     .map(fields)
     .every(({ start, length, type, args }) => isSector(start) && isSector(length) && isText(type) && isText(args));
 
-const isFork = ({ uuid, role, image, cow, merging, autoextend }: Fields) =>
-  isText(uuid) &&
+const isRecord = (record: Fields) => {
+  if (!isText(record.uuid)) return false;
+  if (record.role === 'pool') return isPool(record);
+  if (record.role === 'volume') return isVolume(record);
+  return isFork(record);
+};
+
+const isPool = ({ data, metadata, owned, autoextend }: Fields) =>
+  isText(data) &&
+  (metadata === undefined || isText(metadata)) &&
+  Array.isArray(owned) &&
+  owned.every(isText) &&
+  (autoextend === undefined || isAutoextend({ ...fields(autoextend), chunkSize: 1 }));
+
+const isVolume = ({ pool, id, origin }: Fields) =>
+  isSector(pool) && isSector(id) && (origin === undefined || isText(origin));
+
+const isFork = ({ role, image, cow, merging, autoextend }: Fields) =>
   (role === 'fork' || role === 'origin') &&
   isText(image) &&
   (cow === undefined || isText(cow)) &&

@@ -17,6 +17,8 @@ import { merging } from '../fork/forks.ts';
 import { cowPath } from '../fork/make-fork.ts';
 import { checkName } from '../fork/names.ts';
 import type { ForksState } from '../fork/records.ts';
+import type { OpenPoolOptions, VolumeSource } from '../pool/pool-control.ts';
+import { nameOf } from '../pool/pools.ts';
 import type { DiskKeys, Engine } from './engine.ts';
 import { Gate } from './gate.ts';
 import { Moves, type Part } from './moves.ts';
@@ -235,6 +237,37 @@ export class Engines {
       const named = await namedByFork(image, name, options);
       const claim = { attempted: `fork ${image} as ${name}`, own: name, placed: undefined, ...named };
       return this.#place<T>(claim, true, 'fork', args);
+    };
+    return this.#inTurn(name, work);
+  }
+
+  /** The call `createPool` or `openPool`. */
+  pool<T>(data: string, options: OpenPoolOptions, call: string, args: readonly unknown[]): Promise<T> {
+    if (this.#options.max === 0) return this.during(() => this.#engines[0].call(call, args));
+    const own = options.name ?? nameOf(data);
+    const work = async () => {
+      checkName(own);
+      const disks = options.metadata === undefined ? [data] : [data, options.metadata];
+      const { disks: named } = await namedBy(disks, options.directory);
+      const attempted = `make the pool ${own}`;
+      return this.#place<T>({ attempted, own, placed: undefined, devices: [], disks: named }, false, call, args);
+    };
+    return this.#inTurn(own, work);
+  }
+
+  /** The call `createVolume`. */
+  volume<T>(pool: string, name: string, source: VolumeSource, args: readonly unknown[]): Promise<T> {
+    if (this.#options.max === 0) return this.during(() => this.#engines[0].call('createVolume', args));
+    const work = async () => {
+      checkName(name);
+      const known = await this.during(() => this.#mergesOf(name));
+      if (known.includes('running')) throw merging(name, 'make');
+      const { disks } = await namedBy(
+        'image' in source ? [source.image] : [],
+        'image' in source ? source.directory : undefined,
+      );
+      const claim = { attempted: `make the volume ${name}`, own: name, placed: undefined, devices: [pool], disks };
+      return this.#place<T>(claim, false, 'createVolume', args);
     };
     return this.#inTurn(name, work);
   }

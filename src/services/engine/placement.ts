@@ -5,7 +5,7 @@ import { Disks } from '../../device/open.ts';
 import type { TargetSpec } from '../../mapper/control.ts';
 import type { SavedDevice } from '../../mapper/saved-device.ts';
 import { splitWords } from '../../targets/arguments.ts';
-import type { ForkRecord, ForksState } from '../fork/records.ts';
+import { type ForksState, isForkRecord, type SavedRecord } from '../fork/records.ts';
 import type { DiskKeys } from './engine.ts';
 
 /** What the words of a table may mean. More than it uses is harmless; of two engines that open one file, one is refused by its lock. */
@@ -81,7 +81,7 @@ export async function groupsOf(
   const keys = new Map(devices.map((device) => [device.uuid, keyOf(device)]));
   for (const device of devices) await join(keyOf(device), wordsOf(device.table ?? []));
   for (const record of forks) {
-    await join(recordKey(record), record.cow === undefined ? [record.image] : [record.image, record.cow]);
+    await join(recordKey(record), disksOf(record));
     const device = keys.get(record.uuid);
     if (device !== undefined) parents.set(rootOf(recordKey(record)), rootOf(device));
   }
@@ -103,12 +103,19 @@ export async function groupsOf(
   for (const record of forks) {
     const group = groupOf(recordKey(record));
     group.forks.push(record);
-    group.isImage = true;
+    if (isForkRecord(record)) group.isImage = true;
   }
   return [...groups.values()];
 }
 
-const recordKey = ({ uuid }: ForkRecord) => `record ${uuid}`;
+/** Paths and URIs. Those of a volume are all in its table. */
+function disksOf(record: SavedRecord): string[] {
+  if (record.role === 'volume') return [];
+  const disks = record.role === 'pool' ? [record.data, record.metadata] : [record.image, record.cow];
+  return disks.filter((disk) => disk !== undefined);
+}
+
+const recordKey = ({ uuid }: SavedRecord) => `record ${uuid}`;
 
 /** A path, a URI or a number. Flags and the like are in every table. */
 const isDisk = (word: string) => /[/:]/.test(word);

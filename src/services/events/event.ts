@@ -1,6 +1,6 @@
 /** What `dmkit watch` tells, as plain data: the same in the process and over the control socket (docs/events.md). */
 
-export type EventBody = DeviceEventBody | ({ cow: string } & CowEventBody);
+export type EventBody = DeviceEventBody | ({ cow: string } & CowEventBody) | PoolEventBody;
 
 export type DeviceEventBody =
   /** The mapped device came or went, another table is live, uuid, geometry or deferred removal changed. */
@@ -21,6 +21,16 @@ export type CowEventBody =
   | { event: 'extend'; from: number; size: number }
   /** It should have grown and did not; `code` is LIMIT or that of an error. */
   | { event: 'extend-failed'; size: number; code: string; message: string };
+
+/** Of a pool. Sizes in bytes. */
+export type PoolEventBody =
+  /** Its data or its metadata passed another 5 percent. */
+  | { event: 'pool-fill'; part: 'data' | 'metadata'; percent: number; used: number; size: number }
+  /** No block of data is free (`full`), there is space again (`active`), or it has to be checked, or has failed. */
+  | { event: 'pool-state'; state: 'active' | 'full' | 'read-only' | 'needs check' | 'failed' }
+  /** Its file grew; or should have and did not, `code` being LIMIT or that of an error. */
+  | { event: 'pool-extend'; part: 'data' | 'metadata'; from: number; size: number }
+  | { event: 'pool-extend-failed'; code: string; message: string };
 
 export type DeviceEvent = {
   /** Ascending, over restarts of the daemon too. */

@@ -8,6 +8,7 @@ import type { Clock } from '../../lib/clock.ts';
 import type { MappedDevice } from '../../mapper/mapped-device.ts';
 import type { ChangeKind, Mapper } from '../../mapper/mapper.ts';
 import type { Target } from '../../targets/target.ts';
+import { type PoolStatus, percent, statusOf, WARN_AT } from '../pool/pool-status.ts';
 import type { EventBatch, EventControl } from './event.ts';
 import type { EventLog } from './event-log.ts';
 import { type Fill, fillOf, percentOf } from './fill.ts';
@@ -31,6 +32,9 @@ export interface MonitorOptions {
   log: Pick<EventLog, 'emit' | 'waiting' | 'events'>;
   /** Told of every snapshot at each look. */
   filled?(device: MappedDevice, cow: BlockDevice, fill: Fill): void;
+  /** Told of every pool at each look, and of every step of 5 percent above which its users are warned. */
+  pooled?(device: MappedDevice, status: PoolStatus): void;
+  warn?(device: MappedDevice, part: 'data' | 'metadata', percent: number): void;
   /** Looks are needed though nobody watches. */
   needed?(): boolean;
   /** Its timers must not keep the process alive. */
@@ -54,23 +58,36 @@ interface Seen {
   toMerge: number;
 }
 
+/** What was last seen of a pool: percent. */
+interface SeenPool {
+  state: ReturnType<typeof stateOf>;
+  data: number;
+  metadata: number;
+}
+
 export class Monitor implements EventControl {
   readonly #mapper: Mapper;
   readonly #log: MonitorOptions['log'];
   readonly #filled: NonNullable<MonitorOptions['filled']>;
+  readonly #pooled: NonNullable<MonitorOptions['pooled']>;
+  readonly #warn: NonNullable<MonitorOptions['warn']>;
   readonly #needed: () => boolean;
   readonly #clock: Clock;
   readonly #devices = new Map<MappedDevice, Known>();
   #seen = new WeakMap<Target, Seen>();
+  #pools = new WeakMap<MappedDevice, SeenPool>();
   /** Cancels the next look; absent while none is needed. */
   #next: (() => void) | undefined;
   #lastTaken = Number.NEGATIVE_INFINITY;
   #closed = false;
 
-  constructor({ mapper, log, filled = () => {}, needed = () => false, clock = backgroundClock }: MonitorOptions) {
+  constructor(options: MonitorOptions) {
+    const { mapper, log, needed = () => false, clock = backgroundClock } = options;
     this.#mapper = mapper;
     this.#log = log;
-    this.#filled = filled;
+    this.#filled = options.filled ?? (() => {});
+    this.#pooled = options.pooled ?? (() => {});
+    this.#warn = options.warn ?? (() => {});
     this.#needed = needed;
     this.#clock = clock;
   }
@@ -153,6 +170,7 @@ export class Monitor implements EventControl {
   #wake(): void {
     if (this.#next || !this.#isNeeded) return;
     this.#seen = new WeakMap();
+    this.#pools = new WeakMap();
     for (const device of this.#devices.keys()) this.#look(device);
     this.#next = this.#clock.after(EVERY_MS, this.#lookAgain);
   }
@@ -168,6 +186,7 @@ export class Monitor implements EventControl {
     for (const { type, target } of device.liveTable?.targets ?? [])
       if (type.name === 'snapshot') this.#lookAtSnapshot(device, target);
       else if (type.name === 'snapshot-merge') this.#lookAtMerge(device, target, fresh);
+      else if (type.name === 'thin-pool') this.#lookAtPool(device);
   }
 
   #lookAtSnapshot(device: MappedDevice, target: Target): void {
@@ -204,10 +223,36 @@ export class Monitor implements EventControl {
     this.#log.emit(device, left === 0 ? { event: 'merge-done', cow } : { event: 'merge', cow, percent, left });
   }
 
+  #lookAtPool(device: MappedDevice): void {
+    const status = statusOf(device);
+    const seen = this.#pools.get(device);
+    const state = stateOf(status);
+    const now: SeenPool = { state, data: 0, metadata: 0 };
+    this.#pools.set(device, now);
+    if (seen && seen.state !== state) this.#log.emit(device, { event: 'pool-state', state });
+    if (!status) return;
+    for (const part of ['data', 'metadata'] as const) {
+      const [used, size] =
+        part === 'data' ? [status.dataUsed, status.dataSize] : [status.metadataUsed, status.metadataSize];
+      const reached = stepOf(percent(used, size));
+      now[part] = reached;
+      if (!seen || reached <= seen[part]) continue;
+      this.#log.emit(device, { event: 'pool-fill', part, percent: reached, used, size });
+      if (reached >= WARN_AT) this.#warn(device, part, reached);
+    }
+    this.#pooled(device, status);
+  }
+
   #tellState(device: MappedDevice, cow: string, text: string): void {
     const event = EVENT_OF[text];
     if (event) this.#log.emit(device, { event, cow });
   }
+}
+
+function stateOf(status: PoolStatus | undefined) {
+  if (!status) return 'failed';
+  if (status.needsCheck) return 'needs check';
+  return status.mode === 'rw' ? 'active' : status.mode === 'ro' ? 'read-only' : 'full';
 }
 
 const stepOf = (percent: number) => Math.floor(percent / STEP) * STEP;

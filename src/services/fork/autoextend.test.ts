@@ -13,7 +13,7 @@ import { EventLog } from '../events/event-log.ts';
 import { Monitor } from '../events/monitor.ts';
 import type { ForkOptions } from './fork-control.ts';
 import { Forks } from './forks.ts';
-import type { ForkRecord } from './records.ts';
+import type { SavedRecord } from './records.ts';
 
 const MIB = 1024 * 1024;
 const CHUNK = 4096;
@@ -43,7 +43,7 @@ afterEach(async () => {
   rmSync(directory, { recursive: true });
 });
 
-function begin(records: ForkRecord[] = []) {
+function begin(records: SavedRecord[] = []) {
   told = [];
   clock = new FakeClock();
   mapper = new Mapper({

@@ -5,12 +5,12 @@
  */
 import { realpathSync } from 'node:fs';
 import type { BlockDevice } from '../../device/block-device.ts';
-import { DmError, type Errno, ioError } from '../../errors.ts';
+import { DmError, ioError } from '../../errors.ts';
 import type { MappedDevice } from '../../mapper/mapped-device.ts';
 import { type Bytes, bytes, SECTOR } from '../../units.ts';
 import type { Emit } from '../events/event.ts';
 import { type Fill, percentOf } from '../events/fill.ts';
-import { cowSizeFor } from './cow-file.ts';
+import { COW_FILE, cowSizeFor } from './cow-file.ts';
 import type { Autoextend } from './fork-control.ts';
 import type { Images } from './images.ts';
 import type { ForkRecord } from './records.ts';
@@ -86,7 +86,12 @@ export class Autoextender {
 }
 
 /** By as many steps as bring what is used below the threshold, whole chunks each, at most to `limit`. */
-function grown(from: number, used: number, { threshold, percent, chunkSize }: Policy, limit: number): Bytes {
+export function grown(
+  from: number,
+  used: number,
+  { threshold, percent, chunkSize }: Omit<Policy, 'limit'>,
+  limit: number,
+): Bytes {
   let size = from;
   do size = Math.ceil((size * (100 + percent)) / 100 / chunkSize) * chunkSize;
   while (size < limit && used * 100 >= size * threshold);
@@ -103,20 +108,28 @@ function isFile(path: string, device: BlockDevice): boolean {
   }
 }
 
-/** What a fork is made with, checked; `cowSize`: bytes to begin with. Throws FORK_AUTOEXTEND (EINVAL). */
-export function policyOf({ threshold, percent, limit }: Autoextend, chunkSize: number, cowSize?: number): Policy {
-  const bad = (why: string, hint: string, errno: Errno = 'EINVAL') =>
-    new DmError('FORK_AUTOEXTEND', errno, `Cannot let the COW file grow: ${why}`, { hint });
+/** Throws FORK_AUTOEXTEND (EINVAL) unless both are percentages that make sense. `what` is to grow. */
+export function checkRates({ threshold, percent }: Autoextend, what: string): void {
   if (!Number.isInteger(threshold) || threshold < 1 || threshold > 100)
-    throw bad(`its threshold is ${threshold} percent`, 'from 1 to 100: --autoextend 70:20');
+    throw cannotGrow(what, `its threshold is ${threshold} percent`, 'from 1 to 100: --autoextend 70:20');
   if (!Number.isInteger(percent) || percent < 1 || percent > 1000)
-    throw bad(`it is to grow by ${percent} percent`, 'from 1 to 1000: --autoextend 70:20');
+    throw cannotGrow(what, `it is to grow by ${percent} percent`, 'from 1 to 1000: --autoextend 70:20');
+}
+
+export const cannotGrow = (what: string, why: string, hint: string) =>
+  new DmError('FORK_AUTOEXTEND', 'EINVAL', `Cannot let ${what} grow: ${why}`, { hint });
+
+/** What a fork is made with, checked; `cowSize`: bytes to begin with. Throws FORK_AUTOEXTEND (EINVAL). */
+export function policyOf(autoextend: Autoextend, chunkSize: number, cowSize?: number): Policy {
+  checkRates(autoextend, COW_FILE);
+  const { threshold, percent, limit } = autoextend;
   if (cowSize === undefined)
-    throw bad('it is as large from the start as it can become', 'say what it begins with: --size 1G');
+    throw cannotGrow(COW_FILE, 'it is as large from the start as it can become', 'say what it begins with: --size 1G');
   if (limit === undefined) return { threshold, percent, chunkSize };
   const whole = Math.floor(limit / SECTOR) * SECTOR;
   if (!(whole >= cowSize))
-    throw bad(
+    throw cannotGrow(
+      COW_FILE,
       `its limit of ${limit} bytes is below the ${cowSize} it begins with`,
       'a larger limit, or a smaller --size',
     );

@@ -1,41 +1,13 @@
-/** The COW file of a fork: made so that it can never be too small, or opened again if it belongs to this image. */
-import { open, stat, truncate, unlink } from 'node:fs/promises';
-import { dirname } from 'node:path';
+/** The COW file of a fork: as large as can never be too small, or opened again if it belongs to this image. */
+import { stat, truncate } from 'node:fs/promises';
 import type { BlockDevice } from '../../device/block-device.ts';
-import { DmError, FormatError, fromSystem } from '../../errors.ts';
+import { DmError, FormatError } from '../../errors.ts';
 import { fullCowSize } from '../../stores/exception/persistent.ts';
 import { type Bytes, bytes, toSectors } from '../../units.ts';
 import { inspectCow } from './cow-report.ts';
 
-/** Sparse, mode 0600, its name durable. False: there is such a file already; it was not touched. */
-export async function createCowFile(path: string, size: Bytes): Promise<boolean> {
-  try {
-    const file = await open(path, 'wx', 0o600);
-    try {
-      await file.truncate(size);
-      await file.sync();
-    } catch (error) {
-      await unlink(path).catch(() => {});
-      throw error;
-    } finally {
-      await file.close();
-    }
-    const directory = await open(dirname(path), 'r');
-    try {
-      await directory.sync();
-    } finally {
-      await directory.close();
-    }
-    return true;
-  } catch (error) {
-    if ((error as NodeJS.ErrnoException).code === 'EEXIST') return false;
-    const hint =
-      (error as NodeJS.ErrnoException).code === 'EFBIG'
-        ? 'the file system limits the size of files: give less with --size, or a place on another one with --cow'
-        : undefined;
-    throw fromSystem(error, `Cannot make the COW file ${path}`, hint);
-  }
-}
+/** As errors call it. */
+export const COW_FILE = 'the COW file';
 
 /** Sparse room for every chunk of an origin of `originSize` bytes. */
 export const cowSizeFor = (originSize: Bytes, chunkSize: number) =>
@@ -81,15 +53,4 @@ export async function existingCow(path: string, device: BlockDevice, originSize:
 export async function growCowFile(path: string, size: Bytes): Promise<void> {
   const found = await stat(path);
   if (found.isFile() && found.size < size) await truncate(path, size);
-}
-
-/** False: it was gone already. */
-export async function deleteCowFile(path: string): Promise<boolean> {
-  try {
-    await unlink(path);
-    return true;
-  } catch (error) {
-    if ((error as NodeJS.ErrnoException).code === 'ENOENT') return false;
-    throw fromSystem(error, `Cannot delete the COW file ${path}`);
-  }
 }

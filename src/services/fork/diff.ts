@@ -1,4 +1,4 @@
-import type { BlockDevice } from '../../device/block-device.ts';
+import type { BlockDevice, ChangedExtent, Maybe } from '../../device/block-device.ts';
 import type { MappedDevice } from '../../mapper/mapped-device.ts';
 import { type Bytes, bytes, SECTOR } from '../../units.ts';
 import type { Diff } from './fork-control.ts';
@@ -10,27 +10,29 @@ const PIECE = 1024 * 1024;
 /** Of a device, asked at once for what has changed. */
 const WINDOW = 1024 * 1024 * 1024;
 
-/**
- * Compares a snapshot with its origin where it has exceptions, sector by sector. What clients write meanwhile may or
- * may not be seen.
- */
-export async function compare({
-  name,
-  origin,
-  snapshot,
-  chunkSize,
-  start,
-}: {
+export interface Comparison {
   name: string;
+  /** May be smaller: what lies behind its end are zeroes. */
   origin: BlockDevice;
-  snapshot: MappedDevice;
+  originName?: string;
+  device: MappedDevice;
+  /** Where the device may differ. */
+  changed(at: Bytes, length: number): Maybe<ChangedExtent[]>;
+  /** Bytes. */
   chunkSize: number;
   start: number;
-}): Promise<Diff> {
-  const { size } = snapshot;
+}
+
+/**
+ * Compares a snapshot with its origin where it has exceptions, or a volume with what it was made from where it has blocks of its
+ * own, sector by sector. What clients write meanwhile may or may not be seen.
+ */
+export async function compare(of: Comparison): Promise<Diff> {
+  const { name, origin, device, chunkSize } = of;
+  const { size } = device;
   const diff: Diff = {
     name,
-    origin: origin.name,
+    origin: of.originName ?? origin.name,
     size,
     chunkSize,
     exceptions: 0,
@@ -40,9 +42,9 @@ export async function compare({
   };
   const ours = Buffer.alloc(PIECE);
   const theirs = Buffer.alloc(PIECE);
-  let at = Math.floor(Math.max(0, start) / SECTOR) * SECTOR;
+  let at = Math.floor(Math.max(0, of.start) / SECTOR) * SECTOR;
   while (at < size) {
-    const extents = await snapshot.changed(bytes(at), Math.min(size - at, WINDOW));
+    const extents = await of.changed(bytes(at), Math.min(size - at, WINDOW));
     for (const { length, changed } of extents) {
       const end = Math.min(at + length, size);
       if (!changed) {
@@ -52,8 +54,10 @@ export async function compare({
       while (at < end) {
         if (diff.exceptionBytes >= COMPARED_MAX || diff.ranges.length >= RANGES_MAX) return { ...diff, next: at };
         const count = Math.min(PIECE, end - at);
-        await snapshot.read(at as Bytes, ours, 0, count);
-        await origin.read(at as Bytes, theirs, 0, count);
+        await device.read(at as Bytes, ours, 0, count);
+        const inside = Math.max(0, Math.min(count, origin.size - at));
+        if (inside > 0) await origin.read(at as Bytes, theirs, 0, inside);
+        theirs.fill(0, inside, count);
         diff.exceptions += Math.ceil((at + count) / chunkSize) - Math.ceil(at / chunkSize);
         diff.exceptionBytes += count;
         addDifferences(diff, at, ours, theirs, count);

@@ -51,7 +51,7 @@ export interface Volume {
   name: string;
   /** Targets of the live table, each once: `snapshot`, `snapshot-origin`, `linear`. Empty without a table. */
   type: string;
-  /** The device or file a snapshot or an origin is made from. */
+  /** The device or file a snapshot or an origin is made from; `POOL/VOLUME` for what a volume was made from. */
   origin?: string;
   /** COW store of a snapshot. */
   cow?: string;
@@ -61,10 +61,18 @@ export interface Volume {
   cowSize?: number;
   /** Of a fork whose COW file grows. */
   autoextend?: Autoextend;
-  /** Bytes of a snapshot's exceptions; absent where the status line has no numbers. */
+  /** Bytes of a snapshot's exceptions, or that a volume has mapped, or that a pool has given out; absent where the status line has no numbers. */
   used?: number;
-  /** `active`, `suspended`, `merging NAME 42%`, `Invalid`, `Overflow`, `Merge failed`, `no table`. */
+  /** `active`, `suspended`, `merging NAME 42%`, `Invalid`, `Overflow`, `Merge failed`, `full`, `needs check`, `Fail`, `no table`. */
   state: string;
+  /** Of a volume: its pool, and the number of its thin device there. */
+  pool?: string;
+  id?: number;
+  /** Bytes of a pool's metadata, and what of it is used. */
+  metadataSize?: number;
+  metadataUsed?: number;
+  /** A part of a pool, not to be used by itself. */
+  internal?: boolean;
   readOnly: boolean;
   openCount: number;
   uri?: string;
@@ -102,6 +110,10 @@ export interface Dropped {
   kept?: string;
   /** The origin device, removed with the last fork of its image. */
   originRemoved?: string;
+  /** Of a pool: its files, and whether they are gone. */
+  files?: { path: string; deleted: boolean }[];
+  /** Of a volume: its thin device, and whether it is gone. */
+  thin?: { pool: string; id: number; size: number; deleted: boolean };
   /** The image, a mix of old and new: a merge into it had failed, and was given up. The COW file has the rest. */
   halfMerged?: string;
 }

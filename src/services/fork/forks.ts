@@ -4,7 +4,20 @@ import type { DeviceInfo, DeviceRef } from '../../mapper/control.ts';
 import type { MappedDevice } from '../../mapper/mapped-device.ts';
 import type { ChangeKind, Mapper } from '../../mapper/mapper.ts';
 import type { SavedDevice } from '../../mapper/saved-device.ts';
+import type { Bytes } from '../../units.ts';
 import type { Emit } from '../events/event.ts';
+import { Book } from '../pool/book.ts';
+import { PoolGrowth } from '../pool/growth.ts';
+import type {
+  OpenPoolOptions,
+  Pool,
+  PoolControl,
+  PoolOptions,
+  ThinVolume,
+  VolumeSource,
+} from '../pool/pool-control.ts';
+import { Pools } from '../pool/pools.ts';
+import { ThinVolumes } from '../pool/thin-volumes.ts';
 import { Autoextender } from './autoextend.ts';
 import { compare } from './diff.ts';
 import type {
@@ -22,12 +35,12 @@ import { Images } from './images.ts';
 import { Maker } from './make-fork.ts';
 import { Merges, type MergesOptions } from './merges.ts';
 import { checkName } from './names.ts';
-import type { ForkRecord, ForksState } from './records.ts';
+import { type ForksState, isForkRecord, type SavedRecord } from './records.ts';
 import { volumeOf } from './volumes.ts';
 
 export interface ForksOptions {
   mapper: Mapper;
-  records?: ForkRecord[];
+  records?: SavedRecord[];
   /** The records have changed; settles when they are durable, rejects when they cannot be. */
   save?(): Promise<void>;
   /** The NBD URI of a device; absent where none is served. */
@@ -40,32 +53,44 @@ export interface ForksOptions {
   pause?: MergesOptions['pause'];
 }
 
-export class Forks implements ForkControl {
+export class Forks implements ForkControl, PoolControl {
   readonly autoextender: Autoextender;
+  readonly growth: PoolGrowth;
   readonly #mapper: Mapper;
   readonly #images: Images;
   readonly #uri: (name: string) => string | undefined;
   readonly #lock = new Lock();
   readonly #maker: Maker;
   readonly #merges: Merges;
+  readonly #book: Book;
+  readonly #pools: Pools;
+  readonly #volumes: ThinVolumes;
   readonly #emit: Emit;
   readonly #log: (line: string) => void;
 
   constructor(options: ForksOptions) {
     const { mapper, records = [], save = async () => {}, uri = () => undefined, emit = () => {}, ...merging } = options;
     this.#mapper = mapper;
-    this.#images = new Images(mapper, records, save);
+    this.#images = new Images(mapper, records.filter(isForkRecord), save);
     this.autoextender = new Autoextender(this.#images, emit);
     this.#uri = uri;
     this.#maker = new Maker(this.#images, uri);
     this.#emit = emit;
     this.#log = merging.log ?? (() => {});
     this.#merges = new Merges({ ...merging, emit, images: this.#images, lock: this.#lock });
+    this.#book = new Book(
+      this.#images,
+      records.filter((record) => !isForkRecord(record)),
+    );
+    this.#pools = new Pools(this.#book);
+    this.#volumes = new ThinVolumes(this.#book, this.#maker, uri);
+    this.growth = new PoolGrowth({ book: this.#book, lock: this.#lock, emit, log: this.#log });
   }
 
   /** To be kept over a restart. */
   state(): ForksState {
-    return this.#images.state();
+    const { devices, forks } = this.#images.state();
+    return { devices, forks: [...forks, ...this.#book.state(devices)] };
   }
 
   /**
@@ -95,6 +120,7 @@ export class Forks implements ForkControl {
           done.push(`cannot tidy up after ${device?.name ?? record.uuid}: ${(error as Error).message}`);
         }
       }
+      done.push(...(await this.#volumes.recover(saved)), ...(await this.#pools.recover(saved)));
       return [...done, ...(await this.#merges.recover())];
     });
   }
@@ -126,6 +152,8 @@ export class Forks implements ForkControl {
     for (const { uuid, merging, dropping } of this.#images.records)
       if (uuids.includes(uuid) && (merging || dropping))
         return `${merging?.name ?? 'a fork'} is being ${merging ? 'merged' : 'dropped'}`;
+    for (const { uuid, dropping } of this.#book.records)
+      if (uuids.includes(uuid) && dropping) return 'a volume is being dropped';
   }
 
   /** Lets go of devices and records that are to go on elsewhere, and resolves with them. As the mapper's. */
@@ -134,15 +162,17 @@ export class Forks implements ForkControl {
       const why = this.bound(uuids);
       if (why !== undefined) throw new DmError('DEVICE_OPEN', 'EBUSY', why);
       const devices = await this.#mapper.leave(names, signal);
-      const forks = this.#images.records.filter(({ uuid }) => uuids.includes(uuid));
+      const forks = [...this.#images.records, ...this.#book.records].filter(({ uuid }) => uuids.includes(uuid));
       this.#images.records = this.#images.records.filter((record) => !forks.includes(record));
+      this.#book.records = this.#book.records.filter((record) => !forks.includes(record));
       return { devices, forks };
     }, signal);
   }
 
   /** What there was before a restart. */
   restore({ devices, forks }: ForksState, after?: string): Promise<void> {
-    this.#images.records.push(...forks);
+    this.#images.records.push(...forks.filter(isForkRecord));
+    this.#book.records.push(...forks.filter((record) => !isForkRecord(record)));
     return this.#mapper.restore(devices, after);
   }
 
@@ -181,14 +211,36 @@ export class Forks implements ForkControl {
     });
   }
 
+  createPool(data: string, options: PoolOptions = {}): Promise<Pool> {
+    return this.#lock.run(() => this.#pools.create(data, options));
+  }
+
+  openPool(data: string, options: OpenPoolOptions = {}): Promise<Pool> {
+    return this.#lock.run(() => this.#pools.open(data, options));
+  }
+
+  async extendPool(name: string, size: number): Promise<Pool> {
+    await this.growth.extend(name, size);
+    return this.#pools.describe(this.#mapper.device({ name }));
+  }
+
+  createVolume(pool: string, name: string, source: VolumeSource): Promise<ThinVolume> {
+    return this.#lock.run(() => {
+      this.#checkNotMerged(name, 'make');
+      return this.#volumes.create(pool, name, source);
+    });
+  }
+
   async volumes(): Promise<Volume[]> {
     const infos = await this.#mapper.list();
     const volumes = infos.map((info) =>
-      volumeOf(this.#images, info, { uri: this.#uri(info.name), merge: this.#merges.on(info.name) }).catch((error) => {
-        // It went away since it was listed.
-        if (error instanceof DmError && error.code === 'NO_DEVICE') return undefined;
-        throw error;
-      }),
+      volumeOf(this.#images, this.#book, info, { uri: this.#uri(info.name), merge: this.#merges.on(info.name) }).catch(
+        (error) => {
+          // It went away since it was listed.
+          if (error instanceof DmError && error.code === 'NO_DEVICE') return undefined;
+          throw error;
+        },
+      ),
     );
     return (await Promise.all(volumes)).filter((volume) => volume !== undefined);
   }
@@ -205,9 +257,12 @@ export class Forks implements ForkControl {
     this.#checkNotMerged(name, 'compare');
     const open = this.#mapper.open({ name });
     try {
+      if (this.#book.thin(open.device)) return await this.#volumes.diff(open.device, start);
       const snapshot = await this.#images.snapshot(name);
       const origin = open.device.liveTable!.devices[0].device;
-      return await compare({ name, origin, snapshot: open.device, chunkSize: snapshot.chunkSize, start });
+      const { device } = open;
+      const changed = (at: Bytes, length: number) => device.changed(at, length);
+      return await compare({ name, origin, device, changed, chunkSize: snapshot.chunkSize, start });
     } finally {
       await open.close();
     }
@@ -223,6 +278,9 @@ export class Forks implements ForkControl {
     return this.#lock.run(async () => {
       const abandoned = await this.#merges.abandon(name);
       if (abandoned) return { name, ...abandoned };
+      const device = this.#mapper.device({ name });
+      if (this.#pools.owns(device)) return this.#pools.drop(name, keepCow);
+      if (this.#book.volumeRecord(device) || this.#book.thin(device)) return this.#volumes.drop(device, keepCow);
       const info = await this.#mapper.info({ name });
       const record = this.#images.recordOf(info, 'fork');
       // Without a live table nobody can tell what it was; the record can.

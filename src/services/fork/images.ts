@@ -7,10 +7,11 @@ import type { Mapper } from '../../mapper/mapper.ts';
 import type { SavedDevice } from '../../mapper/saved-device.ts';
 import { splitWords } from '../../targets/arguments.ts';
 import { SECTOR } from '../../units.ts';
-import { deleteCowFile } from './cow-file.ts';
+import { deleteFile } from '../sparse-file.ts';
+import { COW_FILE } from './cow-file.ts';
 import type { Dropped } from './fork-control.ts';
 import { originNames } from './names.ts';
-import type { ForkRecord, ForksState, Merging } from './records.ts';
+import type { ForkRecord, Merging } from './records.ts';
 
 export class Images {
   readonly mapper: Mapper;
@@ -34,7 +35,7 @@ export class Images {
    * To be kept over a restart. An origin that is suspended only while a fork comes or goes is not kept as suspended:
    * nobody would resume it.
    */
-  state(): ForksState {
+  state(): { devices: SavedDevice[]; forks: ForkRecord[] } {
     const devices: SavedDevice[] = [];
     for (const name of this.mapper.names()) {
       const device = this.mapper.device({ name });
@@ -108,6 +109,28 @@ export class Images {
     }
   }
 
+  /** The volume whose external origin the image is, if there is one. */
+  async shownBy(image: string): Promise<string | undefined> {
+    for (const { name } of await this.mapper.list())
+      for (const { type, text } of await this.mapper.table({ name }))
+        if (type === 'thin' && splitWords(text)[2] === image) return name;
+  }
+
+  /** Throws IMAGE_CHANGES (EBUSY) if the image may be written through dmkit. */
+  async checkUnchanging(image: string, attempted: string): Promise<void> {
+    this.checkNotMerging(image, attempted);
+    const origin = (await this.originsOf(image)).find(({ readOnly }) => !readOnly);
+    if (origin)
+      throw new DmError(
+        'IMAGE_CHANGES',
+        'EBUSY',
+        `Cannot ${attempted}: the image may be written through ${origin.name}`,
+        {
+          hint: 'drop its forks first, or fork a copy of it',
+        },
+      );
+  }
+
   /** The merge into this image, if there is one. */
   mergingInto(image: string): Merging | undefined {
     return this.records.find((record) => record.merging && record.image === image)?.merging;
@@ -133,7 +156,7 @@ export class Images {
     const forgotten: Omit<Dropped, 'name'> = {};
     try {
       if (cow !== undefined && owned && deleteCow) {
-        if (await deleteCowFile(cow)) forgotten.deleted = cow;
+        if (await deleteFile(cow, COW_FILE)) forgotten.deleted = cow;
       } else forgotten.kept = cow;
     } finally {
       this.remove(record);

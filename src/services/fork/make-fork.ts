@@ -7,8 +7,9 @@ import { isNbdUri } from '../../formats/nbd/uri.ts';
 import type { Lease } from '../../mapper/devices.ts';
 import { deviceWord } from '../../targets/arguments.ts';
 import { type Bytes, SECTOR } from '../../units.ts';
+import { createSparseFile, deleteFile } from '../sparse-file.ts';
 import { policyOf } from './autoextend.ts';
-import { cowSizeFor, createCowFile, deleteCowFile, existingCow, growCowFile } from './cow-file.ts';
+import { COW_FILE, cowSizeFor, existingCow, growCowFile } from './cow-file.ts';
 import type { Fork, ForkOptions } from './fork-control.ts';
 import { imageFormat, notRaw } from './image.ts';
 import type { Images } from './images.ts';
@@ -17,6 +18,9 @@ import { originTable } from './tables.ts';
 
 /** Bytes; the kernel's default. */
 const CHUNK_SIZE = 16384;
+/** For a file system that limits the size of files. */
+const TOO_LARGE =
+  'the file system limits the size of files: give less with --size, or a place on another one with --cow';
 const CHUNK_SIZE_MIN = 4096;
 /** What the snapshot target takes. */
 const CHUNK_SIZE_MAX = 2 ** 30;
@@ -106,7 +110,7 @@ export class Maker {
       await this.#images.whileSuspended(await this.#images.originsOf(image), async () => {
         await this.#images.mapper.load({ name }, [table]);
         if (options.transient) {
-          await deleteCowFile(cow!.path);
+          await deleteFile(cow!.path, COW_FILE);
           delete record.cow;
           delete record.owned;
         }
@@ -115,7 +119,7 @@ export class Maker {
     } catch (error) {
       await this.#images.mapper.remove({ name }).catch(() => {});
       this.#images.remove(record);
-      if (cow?.made) await deleteCowFile(cow.path).catch(() => {});
+      if (cow?.made) await deleteFile(cow.path, COW_FILE).catch(() => {});
       if (origin?.made) await this.#images.removeOrigin(image);
       throw error;
     }
@@ -147,7 +151,8 @@ export class Maker {
       throw new DmError('FORK_COW_SIZE', 'EINVAL', `Cannot make a COW file of ${room} bytes: a store takes 3 chunks`, {
         hint: `--size ${3 * wanted} or more`,
       });
-    if (await createCowFile(path, room as Bytes)) return { path, chunkSize: wanted, made: true };
+    if (await createSparseFile(path, room as Bytes, COW_FILE, TOO_LARGE))
+      return { path, chunkSize: wanted, made: true };
     if (transient)
       throw new DmError('FORK_COW_EXISTS', 'EEXIST', `Cannot make the COW file ${path}: the file exists`, {
         hint: 'a transient fork needs a file of its own: give another with --cow',
@@ -190,9 +195,10 @@ export class Maker {
     try {
       const table = originTable(image, size);
       await this.#images.mapper.load(ref, [table]);
-      // An image that cannot be written was opened to be read, and says so.
+      // An image that cannot be written was opened to be read, and says so. One that volumes show must not change.
       const below = device.inactiveTable?.devices[0].device;
-      if (below?.readOnly) await this.#images.mapper.load(ref, [table], { readOnly: true });
+      if (below?.readOnly || (await this.#images.shownBy(image)) !== undefined)
+        await this.#images.mapper.load(ref, [table], { readOnly: true });
       await this.#images.mapper.resume(ref);
     } catch (error) {
       await this.#images.unmakeOriginDevice(device);

@@ -41,6 +41,16 @@ export async function checkMerge(
     });
   images.checkNotMerging(image, `merge ${name}`);
   images.checkAllThere(image, `merge ${name}`);
+  const volume = await images.shownBy(image);
+  if (volume !== undefined)
+    throw new DmError(
+      'MERGE_OTHERS',
+      'EBUSY',
+      `Cannot merge ${name}: the volume ${volume}, over the same image, would show the changes`,
+      {
+        hint: `drop it first: dmkit drop ${volume}`,
+      },
+    );
   const origin = await originOf(images, name, image);
   const shown = origin.storedName;
   if (origin.size < fork.size)

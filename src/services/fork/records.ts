@@ -1,5 +1,6 @@
 /** What the daemon knows of forks beyond their tables, and what of it a restart must find again. */
 import type { SavedDevice } from '../../mapper/saved-device.ts';
+import type { PoolRecord, VolumeRecord } from '../pool/records.ts';
 
 /** What the tables do not say. Found by uuid, so that it follows a device through renames and restarts. */
 export interface ForkRecord {
@@ -35,8 +36,14 @@ export interface Merging {
   keep: boolean;
 }
 
+export type SavedRecord = ForkRecord | PoolRecord | VolumeRecord;
+
+export const isForkRecord = (record: SavedRecord): record is ForkRecord =>
+  record.role === 'fork' || record.role === 'origin';
+
 /** What a restart must find again. */
 export interface ForksState {
   devices: SavedDevice[];
-  forks: ForkRecord[];
+  /** Of forks, pools and volumes. */
+  forks: SavedRecord[];
 }

@@ -1,12 +1,16 @@
 import type { DeviceInfo } from '../../mapper/control.ts';
 import { splitWords } from '../../targets/arguments.ts';
+import { SECTOR } from '../../units.ts';
 import { fillOf } from '../events/fill.ts';
+import type { Book } from '../pool/book.ts';
+import { statusOf, warningOf } from '../pool/pool-status.ts';
 import type { MergeProgress, Volume } from './fork-control.ts';
 import type { Images } from './images.ts';
 
 /** A device as `dmkit ls` shows it. `uri`: where it is served; `merge`: what runs on it. */
 export async function volumeOf(
   images: Images,
+  book: Book,
   info: DeviceInfo,
   { uri, merge }: { uri?: string; merge?: MergeProgress },
 ): Promise<Volume> {
@@ -40,7 +44,38 @@ export async function volumeOf(
     if (merge?.state === 'merging') volume.note ??= merge.error;
     if (merge?.state === 'merging' && !info.suspended) volume.state = `merging ${merge.name} ${percent(merge)}%`;
   } else if (table.type === 'snapshot-origin') [volume.origin] = splitWords(table.text);
+  else if (table.type === 'thin') addThin(volume, book, status.text);
+  else if (table.type === 'thin-pool') addPool(volume, book);
+  if (book.isPart(info)) volume.internal = true;
   return volume;
+}
+
+function addThin(volume: Volume, book: Book, status: string): void {
+  const device = book.mapper.device({ name: volume.name });
+  const thin = book.thin(device);
+  if (!thin) return;
+  volume.pool = thin.pool.storedName;
+  volume.id = thin.id;
+  volume.origin = book.originOf(device);
+  if (status === 'Fail') volume.state = status;
+  else volume.used = Number(status.split(' ')[0]) * SECTOR;
+}
+
+function addPool(volume: Volume, book: Book): void {
+  const device = book.mapper.device({ name: volume.name });
+  const status = statusOf(device);
+  volume.note ??= warningOf(volume.name, status);
+  if (!status) volume.state = 'Fail';
+  else {
+    volume.used = status.dataUsed;
+    volume.metadataSize = status.metadataSize;
+    volume.metadataUsed = status.metadataUsed;
+    if (status.needsCheck) volume.state = 'needs check';
+    else if (status.mode === 'out_of_data_space') volume.state = 'full';
+    else if (status.mode === 'ro') volume.readOnly = true;
+  }
+  const grows = book.poolRecord(device)?.autoextend;
+  if (grows) volume.autoextend = { threshold: grows.threshold, percent: grows.percent, limit: grows.limit };
 }
 
 /** 100 only when it is done. */
