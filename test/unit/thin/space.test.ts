@@ -165,6 +165,41 @@ test.each([
   expect(await rig.read('t1', 0, 16)).toEqual(Buffer.concat([snapshotData(0, 8), originData(8, 8)]));
 });
 
+test('a flush that waits behind a commit that fails fails too', async () => {
+  const rig = await poolOf(64);
+  await rig.thin(1, 1024);
+  await rig.write('t1', 0, originData(0, 128));
+  rig.meta.hold = (operation) => operation === 'write';
+  const flushes = [rig.flush('t1')];
+  await rig.meta.held(1);
+  await rig.write('t1', 0, snapshotData(0, 8));
+  flushes.push(rig.flush('t1'));
+  rig.meta.fault = (operation) => (operation === 'write' ? 'EIO' : undefined);
+  rig.meta.go();
+  expect(await Promise.allSettled(flushes)).toMatchObject([{ reason: errno('EIO') }, { reason: errno('EIO') }]);
+});
+
+test('a flush that waits behind the commit that uses up the metadata flushes what was written meanwhile', async () => {
+  const rig = await poolOf(12, { metadata: 64 });
+  await rig.thin(1, 1024);
+  await rig.write('t1', 0, originData(0, 128));
+  await rig.message('create_snap 2 1');
+  const free = async () => 64 - Number(/^\d+ (\d+)\//.exec(await rig.status('pool'))![1]);
+  for (let id = 3; (await free()) > 1; id++) await rig.message(`create_thin ${id}`);
+  // What the snapshot shares is copied now, which takes the last block.
+  await rig.write('t1', 128, originData(0, 128));
+  rig.meta.hold = (operation) => operation === 'write';
+  const first = rig.flush('t1');
+  await rig.meta.held(1);
+  await rig.write('t1', 136, snapshotData(0, 8));
+  rig.data.takeLog();
+  const second = rig.flush('t1');
+  rig.meta.go();
+  await Promise.all([first, second]);
+  expect(await rig.status('pool')).toContain(' ro ');
+  expect(rig.data.takeLog()).toContain('F');
+});
+
 test('65. metadata that cannot be read either: nothing works until the pool is made anew', async () => {
   const rig = await failing((rig) => void (rig.meta.fault = () => 'EIO'));
   expect(await rig.status('pool')).toBe('Fail');
