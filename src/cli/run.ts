@@ -27,6 +27,10 @@ export async function run(program: string, argv: readonly string[], io: ShortIo)
     io.stdout.write(`dmkit ${version()}\n`);
     return 0;
   }
+  if (rest.length === 0 && Object.keys(COMMANDS).some((known) => known.startsWith(`${name} `))) {
+    io.stderr.write(list((known) => known.startsWith(`${name} `)));
+    return 2;
+  }
   if (!Object.hasOwn(COMMANDS, name)) {
     const close = nearest(name, [...Object.keys(COMMANDS), 'dmsetup']);
     io.stderr.write(`dmkit: there is no command ${JSON.stringify(name)}\n`);
@@ -84,15 +88,21 @@ function tell(error: DmError, io: ShortIo): void {
   if (error.hint) io.stderr.write(`hint: ${error.hint.replaceAll('\n', '\n      ')}\n`);
 }
 
+const WIDTH = Math.max(...Object.keys(COMMANDS).map((name) => name.length), 'dmsetup'.length);
+
+const list = (isWanted = (_name: string) => true) =>
+  Object.entries(COMMANDS)
+    .filter(([name]) => isWanted(name))
+    .map(([name, { summary }]) => `  ${name.padEnd(WIDTH)}  ${summary}\n`)
+    .join('');
+
 function overview(): string {
-  const width = Math.max(...Object.keys(COMMANDS).map((name) => name.length), 'dmsetup'.length);
-  const rows = Object.entries(COMMANDS).map(([name, { summary }]) => `  ${name.padEnd(width)}  ${summary}\n`);
   return `dmkit: forks and snapshots of disk images in the Linux kernel's own formats, served over NBD
 
   dmkit fork disk.img dev     a writable copy of disk.img, called dev
   dmkit ls                    what there is, and where
 
-${rows.join('')}  ${'dmsetup'.padEnd(width)}  all of it as Linux administrators know it: dmkit dmsetup help
+${list()}  ${'dmsetup'.padEnd(WIDTH)}  all of it as Linux administrators know it: dmkit dmsetup help
 
 dmkit COMMAND --help says more. Exit status: 0 done, 1 failed, 2 wrong command line.
 `;

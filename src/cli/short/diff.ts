@@ -26,9 +26,11 @@ that really differ are listed.`,
     if (io.progress) io.stderr.write('\r\x1b[K');
     const { next: _, ...whole } = diff!;
     if (options.json !== undefined) return void printJson(io, whole);
-    const { differingBytes, exceptions, exceptionBytes, origin, size, ranges } = whole;
+    const { differingBytes, exceptions, exceptionBytes, origin, size, ranges, pool } = whole;
+    const parts = `${exceptions} ${pool === undefined ? 'chunks' : 'blocks'}, ${printSize(exceptionBytes)}`;
+    const what = pool === undefined ? 'have exceptions' : "are its own or the other's";
     io.stdout.write(
-      `${name} differs from ${origin} in ${printSize(differingBytes)} of ${printSize(size)} (${exceptions} chunks, ${printSize(exceptionBytes)}, have exceptions)\n`,
+      `${name} differs from ${origin} in ${printSize(differingBytes)} of ${printSize(size)} (${parts}, ${what})\n`,
     );
     for (const { start, length } of ranges.slice(0, SHOWN))
       io.stdout.write(`  ${start}..${start + length - 1}  ${length} bytes\n`);

@@ -12,6 +12,7 @@ const WINDOW = 1024 * 1024 * 1024;
 
 export interface Comparison {
   name: string;
+  pool?: string;
   /** May be smaller: what lies behind its end are zeroes. */
   origin: BlockDevice;
   originName?: string;
@@ -35,6 +36,7 @@ export async function compare(of: Comparison): Promise<Diff> {
     origin: of.originName ?? origin.name,
     size,
     chunkSize,
+    pool: of.pool,
     exceptions: 0,
     exceptionBytes: 0,
     differingBytes: 0,

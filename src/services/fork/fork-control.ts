@@ -92,6 +92,8 @@ export interface Diff {
   /** Bytes. */
   size: number;
   chunkSize: number;
+  /** Of a volume: its pool. Chunks are its blocks then, and exceptions those that are mapped elsewhere on one side. */
+  pool?: string;
   /** Of the part looked at. A chunk has an exception once it was written, on either side. */
   exceptions: number;
   exceptionBytes: number;

@@ -243,6 +243,7 @@ describe('a difference', () => {
       origin: 'pool/base',
       size: 8 * MIB,
       chunkSize: 64 * KIB,
+      pool: 'pool',
       exceptions: 3,
       exceptionBytes: 192 * KIB,
       differingBytes: 1536,

@@ -194,6 +194,7 @@ export class ThinVolumes {
         const originName = `${owner.storedName}/${parent.storedName}`;
         return await compare({
           name,
+          pool: owner.storedName,
           origin: parent,
           originName,
           device,
@@ -214,6 +215,7 @@ export class ThinVolumes {
     const origin = device.liveTable!.devices.find(({ device: below }) => below !== owner)!.device;
     return compare({
       name,
+      pool: owner.storedName,
       origin,
       device,
       changed: (at, length) => changedBetween(pool, id, undefined, at, length),
