@@ -182,11 +182,10 @@ function fio(
     child.stderr.on('data', (text) => (complaint += text));
     child.once('error', reject);
     child.once('close', (code) => {
-      // Notes may come before the first report.
-      const start = out.indexOf('{');
-      const reports = out.slice(start).split(/^(?=\{)/m);
-      if (code === 0) resolve(reports.map((report) => JSON.parse(report)));
-      else reject(new Error(`fio ${args.join(' ')} ended with ${code}: ${complaint}${out.slice(0, start)}`));
+      // Notes may come before each.
+      const reports = out.match(/^\{$.*?^\}$/gms) ?? [];
+      if (code === 0 && reports.length > 0) resolve(reports.map((report) => JSON.parse(report)));
+      else reject(new Error(`fio ${args.join(' ')} ended with ${code}: ${complaint}${out.slice(0, 4096)}`));
     });
   });
 }

@@ -20,7 +20,7 @@ const { values } = parseArgs({
     'memory-dir': { type: 'string', default: '/dev/shm' },
     'disk-dir': { type: 'string', default: '/var/tmp' },
     runs: { type: 'string', default: '5' },
-    seconds: { type: 'string', default: '1' },
+    seconds: { type: 'string', default: '0.7' },
     'merge-mib': { type: 'string', default: '8192' },
     only: { type: 'string' },
     smoke: { type: 'boolean', default: false },
@@ -37,8 +37,9 @@ const number = (name: 'runs' | 'seconds' | 'merge-mib') => {
 const { only, smoke } = values;
 const rows = Object.entries(parts).flatMap(([part, rows]) =>
   rows.filter(
-    ({ workload, thin }) =>
-      only === undefined || part === only || workload.startsWith(only) || (only === 'thin' && thin),
+    ({ workload, thin, variant }) =>
+      (only === undefined || part === only || workload.startsWith(only) || (only === 'thin' && thin)) &&
+      !(smoke && variant),
   ),
 );
 const wanted = (part: string) => (only === undefined ? part !== 'merge' || smoke : part === only);

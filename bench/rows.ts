@@ -22,6 +22,8 @@ export interface Row {
   /** `others`: the first to each of the others, as a ratio above 1 where the first is better. `first`: each to the first. */
   compare: 'others' | 'first';
   entrants: Entrant[];
+  /** Much like another row: not part of a smoke run. */
+  variant?: boolean;
   /** Takes turns with them, and is compared to the others as the first of them is, in a row of its own. */
   thin?: Contestant;
 }
@@ -64,6 +66,7 @@ const throughSnapshot: Row[] = [
   {
     ...inMemory,
     thin,
+    variant: true,
     workload: 'random 4 KiB read, QD 1',
     load: { ...random, depth: 1 },
     filled: 0.5,
@@ -74,18 +77,20 @@ const throughSnapshot: Row[] = [
 ];
 
 const sequential: Row[] = [128 * KIB, 1024 * KIB].flatMap((blockSize) => {
+  const variant = blockSize > 128 * KIB;
   const row = { ...inMemory, thin, figure: 'bandwidth', entrants: both(1) } as const;
   const words = `sequential ${size(blockSize)}`;
   const write: Load = { pattern: 'write', blockSize, depth: 8 };
   return [
-    { ...row, workload: `${words} read, QD 8`, load: { ...write, pattern: 'read' }, filled: 0.5 },
-    { ...row, workload: `${words} overwrite, QD 8`, load: write, filled: 1 },
-    { ...row, workload: `${words} first write, QD 8`, load: { ...write, once: true }, filled: 0 },
+    { ...row, variant: true, workload: `${words} read, QD 8`, load: { ...write, pattern: 'read' }, filled: 0.5 },
+    { ...row, variant: true, workload: `${words} overwrite, QD 8`, load: write, filled: 1 },
+    { ...row, variant, workload: `${words} first write, QD 8`, load: { ...write, once: true }, filled: 0 },
   ];
 });
 
 const commits: Row[] = [1, 16].flatMap((connections) => {
-  const row = { where: 'disk', span: GIB / 4, figure: 'iops', compare: 'others', thin } as const;
+  const variant = connections > 1;
+  const row = { where: 'disk', span: GIB / 4, figure: 'iops', compare: 'others', thin, variant } as const;
   const load = { ...commit, connections };
   const part = connections === 1 ? 1 / 8 : 1 / 4;
   const words = `${connections} × (4 KiB write, then flush)`;
@@ -101,7 +106,7 @@ const commits: Row[] = [1, 16].flatMap((connections) => {
 const cpu: Row[] = [
   { ...inMemory, workload: 'random 4 KiB read at 20,000 IOPS', load: random, filled: 0.5, entrants: both(1) },
   { ...inMemory, workload: 'random 4 KiB overwrite at 20,000 IOPS', load: overwrite, filled: 1, entrants: both(1) },
-].map((row) => ({ ...row, thin, figure: 'cpu', load: { ...row.load, depth: 8, rate: 20_000 } }));
+].map((row, i) => ({ ...row, thin, variant: i > 0, figure: 'cpu', load: { ...row.load, depth: 8, rate: 20_000 } }));
 
 const thinVolumes: Row[] = [
   {
@@ -109,7 +114,7 @@ const thinVolumes: Row[] = [
     workload: 'new volume, random 4 KiB first write, QD 32',
     load: firstWrite,
     filled: 0,
-    span: GIB / 2,
+    span: GIB / 4,
     entrants: [{ contestant: thinAlone(false) }, against(qemuAlone, 2), against(thinAlone(true))],
   },
   {
@@ -117,7 +122,7 @@ const thinVolumes: Row[] = [
     workload: 'snapshot of a full volume, random 4 KiB first write, QD 32',
     load: firstWrite,
     filled: 0,
-    span: GIB / 2,
+    span: GIB / 4,
     entrants: [{ contestant: thinSnapshot }, against(qemuSnapshot, 2), against(nbdkitCow, 2)],
   },
   {
@@ -126,18 +131,14 @@ const thinVolumes: Row[] = [
     load: random,
     filled: 0,
     span: GIB / 4,
-    entrants: [
-      { contestant: thinChain(20) },
-      against(thinChain(1), 0.95),
-      against(qemuChain(20), 3),
-      against(qemuChain(1)),
-    ],
+    entrants: [{ contestant: thinChain(20) }, against(thinChain(1), 0.95), against(qemuChain(20), 3)],
   },
 ];
 
 const origins: Row[] = [
   {
     ...inMemory,
+    variant: true,
     workload: 'origin, random 4 KiB rewrite, QD 32',
     load: overwrite,
     filled: 1,
@@ -160,9 +161,10 @@ const origins: Row[] = [
 const connections: Row[] = [
   { load: random, filled: 0.5, words: 'read' },
   { load: overwrite, filled: 1, words: 'overwrite' },
-].map(({ words, ...row }) => ({
+].map(({ words, ...row }, i) => ({
   ...inMemory,
   ...row,
+  variant: i > 0,
   workload: `random 4 KiB ${words} on many connections, QD 32 each`,
   compare: 'first',
   entrants: [
@@ -190,9 +192,10 @@ const slow: Row[] = [
 const engines: Row[] = [
   { load: random, filled: 0.5, words: 'read' },
   { load: firstWrite, filled: 0, words: 'first write' },
-].map(({ words, ...row }) => ({
+].map(({ words, ...row }, i) => ({
   ...inMemory,
   ...row,
+  variant: i > 0,
   workload: `random 4 KiB ${words}, volumes that share nothing, QD 32 each`,
   span: GIB / 2,
   compare: 'first',
