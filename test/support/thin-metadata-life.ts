@@ -23,8 +23,12 @@ export interface MetadataLife {
   reached: State | undefined;
 }
 
-/** Random operations until the end, or until the power fails. */
-export async function liveMetadata(seed: number, options: PowerOptions = {}): Promise<MetadataLife> {
+/** Random operations until the end, or until the power fails. `begun` is told of the disk before the first one. */
+export async function liveMetadata(
+  seed: number,
+  options: PowerOptions = {},
+  begun: (life: MetadataLife) => void = () => {},
+): Promise<MetadataLife> {
   const power = new PowerSupply({ seed, slow: 0.1, ...options });
   const life: MetadataLife = {
     disk: new SimulatedDisk(SIZE, { power, name: 'metadata' }),
@@ -32,6 +36,7 @@ export async function liveMetadata(seed: number, options: PowerOptions = {}): Pr
     acknowledged: undefined,
     reached: undefined,
   };
+  begun(life);
   const random = prng(seed);
   const mapped = new Map<number, Set<number>>();
   const commit = async (pool: PoolMetadata) => {
