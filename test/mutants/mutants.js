@@ -551,22 +551,22 @@ const guards = [
   {
     guard: 'the data device is flushed before mappings become durable',
     file: pool,
-    find: '      const flushed = this.#options.flushData();\n      if (flushed) await flushed;\n',
-    replace: '',
+    find: 'await every([flushed(this.#options.flushData), flushed(this.#flush)]);',
+    replace: 'await flushed(this.#flush);',
     suite: thins,
   },
   {
     guard: 'metadata is durable before the superblock that leads to it',
     file: pool,
-    find: '      await this.blocks.write(0);\n      await flush(this.device);\n',
-    replace: '      await this.blocks.write(0);\n',
+    find: 'await every([flushed(this.#options.flushData), flushed(this.#flush)]);',
+    replace: 'await flushed(this.#options.flushData);',
     suite: thins,
   },
   {
     guard: 'the superblock is durable before a commit is acknowledged',
     file: pool,
-    find: '      await this.blocks.writeOne(superblock);\n      await flush(this.device);\n',
-    replace: '      await this.blocks.writeOne(superblock);\n',
+    find: '    await this.blocks.writeOne(superblock);\n    await flushed(this.#flush);\n  }\n\n  readonly',
+    replace: '    await this.blocks.writeOne(superblock);\n  }\n\n  readonly',
     suite: thins,
   },
   {
@@ -593,15 +593,15 @@ const guards = [
   {
     guard: 'nothing is changed after a commit that failed on the way',
     file: pool,
-    find: '      await flush(this.device);\n    } catch (error) {\n      this.failure = error;\n',
-    replace: '      await flush(this.device);\n    } catch (error) {\n',
+    find: '      this.failure = error;\n      throw error;\n    }\n    if (this.#flagWaits)',
+    replace: '      throw error;\n    }\n    if (this.#flagWaits)',
     suite: thinFailures,
   },
   {
     guard: 'a data device that failed to flush is not asked again',
     file: pool,
-    find: '      // It may say nothing the next time, and what was written is not there.\n      this.failure = error;\n',
-    replace: '',
+    find: '      // A flush may say nothing the next time, and what was written is not there.\n      this.failure = error;\n',
+    replace: '      if (superblock) this.failure = error;\n',
     suite: thinFailures,
   },
   {

@@ -11,7 +11,7 @@
  *
  * Everything between two commits becomes durable with the second one or not at all:
  *
- *     flush the data device, write blocks, flush, write the superblock, flush
+ *     write blocks, flush them and the data device, write the superblock, flush
  *
  * Changes and commits may be asked for at any time: they are carried out one after the other, in that order. Lookups wait for
  * nobody, and see what the changes that have ended have made, also while a commit writes. Between two changes everything is

@@ -1,7 +1,7 @@
 /**
  * What the metadata of a pool consists of, in memory, and how that gets to the device and back: made, taken up, committed, given up.
  *
- *     flush the data device, write blocks, flush, write the superblock, flush
+ *     write blocks, flush them and the data device, write the superblock, flush
  *
  * Nothing is changed while one of these is under way, which is the caller's affair.
  */
@@ -9,6 +9,7 @@ import type { BlockDevice, Maybe } from '../../device/block-device.ts';
 import { DmError } from '../../errors.ts';
 import { BLOCK_BYTES, INDEX } from '../../formats/pdata/block.ts';
 import { diskSuperblock, NEEDS_CHECK, SUPERBLOCK } from '../../formats/thin/superblock.ts';
+import { every } from '../../lib/parts.ts';
 import type { Sector } from '../../units.ts';
 import { type Block, Blocks } from '../pdata/blocks.ts';
 import { DataSpaceMap } from '../pdata/data-space-map.ts';
@@ -129,28 +130,28 @@ export class State {
    */
   async commit(): Promise<void> {
     this.checkWhole();
+    const superblock = this.changed ? await this.blocks.run(() => this.#prepare()) : undefined;
     try {
-      const flushed = this.#options.flushData();
-      if (flushed) await flushed;
+      if (superblock) await this.#write(superblock);
+      else await flushed(this.#options.flushData);
     } catch (error) {
-      // It may say nothing the next time, and what was written is not there.
+      // A flush may say nothing the next time, and what was written is not there.
       this.failure = error;
       throw error;
     }
     if (this.#flagWaits) await this.#writeFlag();
-    if (!this.changed) return;
-    const superblock = await this.blocks.run(() => this.#prepare());
-    try {
-      await this.blocks.write(0);
-      await flush(this.device);
-      this.#fill(superblock);
-      await this.blocks.writeOne(superblock);
-      await flush(this.device);
-    } catch (error) {
-      this.failure = error;
-      throw error;
-    }
   }
+
+  async #write(superblock: Block): Promise<void> {
+    await this.blocks.write(0);
+    // Together: where both are on one disk it flushes once.
+    await every([flushed(this.#options.flushData), flushed(this.#flush)]);
+    this.#fill(superblock);
+    await this.blocks.writeOne(superblock);
+    await flushed(this.#flush);
+  }
+
+  readonly #flush = () => this.device.flush();
 
   /** The operation that makes metadata what is to be written. Nothing is changed between it and the end of the commit. */
   #prepare(): Block {
@@ -224,12 +225,11 @@ export class State {
     const superblock = await this.blocks.run(() => this.blocks.get(0, SUPERBLOCK));
     superblock.view.setUint32(diskSuperblock.at.flags, this.flags, true);
     await this.blocks.writeOne(superblock);
-    await flush(this.device);
+    await flushed(this.#flush);
     this.#flagWaits = false;
   }
 }
 
-async function flush(device: BlockDevice): Promise<void> {
-  const wait = device.flush();
-  if (wait) await wait;
+async function flushed(flush: () => Maybe): Promise<void> {
+  await flush();
 }

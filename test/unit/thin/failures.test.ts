@@ -292,7 +292,7 @@ test('an abort that cannot read leaves nothing to be read', async () => {
   expect(await pool.lookup(1, 0)).toBeDefined();
 });
 
-test('a data device that cannot be flushed stops the commit before anything is written', async () => {
+test('a data device that cannot be flushed stops the commit before its superblock is written', async () => {
   const disk = copy();
   const device = new ScriptedDevice(disk);
   const pool = await begin(device, () => {
@@ -301,7 +301,7 @@ test('a data device that cannot be flushed stops the commit before anything is w
   await pool.createThin(5);
   device.takeLog();
   expect((await errorOf(() => pool.commit())).message).toBe('no flush');
-  expect(device.takeLog('R')).toEqual([]);
+  expect(device.takeLog()).not.toContain('W 0+8');
   expect((await errorOf(() => pool.commit())).code).toBe('THIN_FAILED');
 });
 
