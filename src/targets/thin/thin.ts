@@ -10,6 +10,7 @@ import { type Bytes, bytes, SECTOR } from '../../units.ts';
 import { deviceWord, openArgument, refuse, tableMode } from '../arguments.ts';
 import type { StatusKind, Target, TargetType } from '../target.ts';
 import { parseDevice, thinRefused } from './arguments.ts';
+import { changedBetween } from './changed.ts';
 import { unmap } from './discards.ts';
 import type { Member, Pool } from './pool.ts';
 import { poolOf } from './pools.ts';
@@ -62,6 +63,8 @@ class Thin implements Target, Member, Volume {
   held: Promise<void> | undefined;
   #open: (() => void) | undefined;
   readonly traffic: Traffic;
+  /** Absent without an external origin. */
+  readonly changed: Target['changed'];
   /** Something that was acknowledged went with a failure of the pool: no flush may succeed. */
   #lost = false;
   /** Largest virtual block that is mapped, or -1. */
@@ -76,6 +79,7 @@ class Thin implements Target, Member, Volume {
     this.originSize = origin?.size ?? 0;
     this.#highest = highest;
     this.traffic = pool.trafficOf(id);
+    if (origin) this.changed = (at, length) => changedBetween(pool, id, undefined, at, length);
     pool.members.add(this);
   }
 
