@@ -62,6 +62,8 @@ export class MappedDevice extends IoPath {
   #source: DeviceSource;
   #inactive: Table | undefined;
   #suspended = false;
+  /** A suspended device becomes active again without anybody asking for it. */
+  #passing = false;
   #lock = new Lock();
   #loading = new Lock();
   #handles = 0;
@@ -79,6 +81,11 @@ export class MappedDevice extends IoPath {
 
   get suspended(): boolean {
     return this.#suspended;
+  }
+
+  /** Until somebody resumes it. Not for a moment only, which a restart cuts short: nobody would know of it then. */
+  get staysSuspended(): boolean {
+    return this.#suspended && !this.#passing;
   }
 
   get liveTable(): Table | undefined {
@@ -139,13 +146,15 @@ export class MappedDevice extends IoPath {
   resume(options: InterruptibleOptions = {}): Promise<void> {
     return this.#lock.run(async () => {
       if (this.deleting) throw gone(this);
-      const replaced = this.#inactive ? await this.#swap(options) : undefined;
-      try {
-        await this.#resume();
-      } finally {
-        // After the new targets have resumed: they may take over from the old ones.
-        await replaced?.close();
-      }
+      await this.#passingly(async () => {
+        const replaced = this.#inactive ? await this.#swap(options) : undefined;
+        try {
+          await this.#resume();
+        } finally {
+          // After the new targets have resumed: they may take over from the old ones.
+          await replaced?.close();
+        }
+      });
     });
   }
 
@@ -158,16 +167,28 @@ export class MappedDevice extends IoPath {
           hint: `look at: dmkit dmsetup table ${this.storedName}`,
         });
       const wasSuspended = this.#suspended;
-      // What is to be forgotten need not be durable first: a COW store that is full is a reason to revert, not against it.
-      await this.#suspend({ noflush: true }).catch((error) => {
-        if (!this.#suspended) throw error;
+      await this.#passingly(async () => {
+        // What is to be forgotten need not be durable first: a COW store that is full is a reason to revert, not against it.
+        await this.#suspend({ noflush: true }).catch((error) => {
+          if (!this.#suspended) throw error;
+        });
+        try {
+          for (const { target } of targets) await target.revert!();
+        } finally {
+          if (!wasSuspended) await this.#resume();
+        }
       });
-      try {
-        for (const { target } of targets) await target.revert!();
-      } finally {
-        if (!wasSuspended) await this.#resume();
-      }
     });
+  }
+
+  /** For work that leaves the device as active as it is now. */
+  async #passingly(work: () => Promise<void>): Promise<void> {
+    this.#passing = !this.#suspended;
+    try {
+      await work();
+    } finally {
+      this.#passing = false;
+    }
   }
 
   /** Ends the device, which is marked `deleting`. Requests still held fail. `flush`: as a suspend does. */

@@ -93,6 +93,28 @@ describe('a restart', () => {
     await mapper.removeAll();
   });
 
+  test('finds active what is suspended only while it is reverted or gets another table', async () => {
+    const kept: boolean[] = [];
+    const look = async () => {
+      expect((await mapper.info({ name: 'a' })).suspended).toBe(true);
+      kept.push(mapper.save({ name: 'a' }).suspended);
+    };
+    const looking: TargetType = {
+      ...zero,
+      create: async (line) => ({ ...(await zero.create(line)), preresume: look, revert: look }),
+    };
+    mapper = new Mapper({ opener: disks, types: [looking] });
+    const a = { name: 'a' };
+    await activate('a', [spec('zero')]);
+    await mapper.revert(a);
+    expect(kept).toEqual([false, false]);
+    await mapper.suspend(a);
+    await mapper.revert(a);
+    await mapper.resume(a);
+    expect(kept).toEqual([false, false, true, true]);
+    expect(mapper.save(a).suspended).toBe(false);
+  });
+
   test('does not bring back a table that ended with the process', async () => {
     const fleeting: TargetType = {
       ...zero,

@@ -33,7 +33,7 @@ export function savedOf(device: MappedDevice): SavedDevice {
     minor: device.minor,
     table: live?.spent ? undefined : table,
     readOnly: live ? live.readOnly : device.lostReadOnly,
-    suspended: device.suspended,
+    suspended: device.staysSuspended,
     deferredRemove: device.deferredRemove,
     eventNumber: device.eventNumber,
     readAhead: device.readAheadAsked,
