@@ -14,8 +14,11 @@ import { httpStatus, toWire, type WireError } from './wire-error.ts';
 /** A table of 100,000 lines has about 5 MB. */
 const BODY_MAX = 64 * 1024 * 1024;
 
-/** How long a stop waits for a client that has connected and says nothing, or does not read its answer. */
-const PATIENCE_MS = 1000;
+/**
+ * How long a stop waits for a client that has connected and says nothing, or does not read its answer. It waits with the directory given
+ * up, so that only such a client could mind; one that is merely slow must not hear that the daemon went away.
+ */
+const PATIENCE_MS = 10_000;
 
 export const stops = () =>
   new DmError('DAEMON_STOPS', 'ESHUTDOWN', 'The daemon is stopping', {

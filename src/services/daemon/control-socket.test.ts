@@ -3,7 +3,8 @@ import { request as httpRequest } from 'node:http';
 import { connect, createServer } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { afterEach, beforeEach, describe, expect, test } from 'vitest';
+import { setImmediate as turn } from 'node:timers/promises';
+import { afterEach, beforeEach, describe, expect, test, vi } from 'vitest';
 import { DmError, TableError } from '../../errors.ts';
 import { CALLS, type CallName } from './calls.ts';
 import { controlClient } from './control-client.ts';
@@ -227,7 +228,15 @@ test('a client that sends half a request holds up no end of the server', async (
   // What was sent before has been read when this is answered.
   await controlClient(path).list();
   await arrived;
-  await server.close();
+  vi.useFakeTimers({ toFake: ['setTimeout', 'clearTimeout'] });
+  try {
+    let closed = false;
+    void server.close().then(() => (closed = true));
+    // One wait after the other.
+    for (; !closed; await turn()) vi.runAllTimers();
+  } finally {
+    vi.useRealTimers();
+  }
   await Promise.all(sockets);
   expect(calls).toEqual([['list', [undefined]]]);
   expect(logged).toEqual([]);
