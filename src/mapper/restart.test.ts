@@ -107,11 +107,11 @@ describe('a restart', () => {
     const a = { name: 'a' };
     await activate('a', [spec('zero')]);
     await mapper.revert(a);
-    expect(kept).toEqual([false, false]);
+    expect(kept).toEqual([false, false, false]);
     await mapper.suspend(a);
     await mapper.revert(a);
     await mapper.resume(a);
-    expect(kept).toEqual([false, false, true, true]);
+    expect(kept).toEqual([false, false, false, true, true]);
     expect(mapper.save(a).suspended).toBe(false);
   });
 
