@@ -36,6 +36,7 @@ import { Maker } from './make-fork.ts';
 import { Merges, type MergesOptions } from './merges.ts';
 import { checkName } from './names.ts';
 import { type ForksState, isForkRecord, type SavedRecord } from './records.ts';
+import { recover } from './recovery.ts';
 import { volumeOf } from './volumes.ts';
 
 export interface ForksOptions {
@@ -100,26 +101,11 @@ export class Forks implements ForkControl, PoolControl {
    */
   recover(saved: readonly SavedDevice[]): Promise<string[]> {
     return this.#lock.run(async () => {
-      const done: string[] = [];
-      for (const record of [...this.#images.records]) {
-        if (record.merging) continue;
-        const device = saved.find(({ uuid }) => uuid === record.uuid);
-        // Only a device that was never resumed has no table and no note of why.
-        const unfinished = device !== undefined && device.table === undefined && device.note === undefined;
-        const gone = device === undefined && record.dropping !== undefined;
-        if (!unfinished && !gone) {
-          delete record.dropping;
-          continue;
-        }
-        try {
-          if (unfinished) await this.#mapper.remove({ name: device.name });
-          const { deleted } = await this.#images.forget(record, record.dropping !== 'keep');
-          const what = unfinished ? `${device.name} was never ready: removed` : `finished the drop of a fork`;
-          done.push(deleted === undefined ? what : `${what}, and deleted ${deleted}`);
-        } catch (error) {
-          done.push(`cannot tidy up after ${device?.name ?? record.uuid}: ${(error as Error).message}`);
-        }
-      }
+      const forks = this.#images.records.filter(({ merging }) => !merging);
+      const done = await recover(forks, saved, 'fork', async (record, unfinished) => {
+        if (unfinished) await this.#mapper.remove({ name: unfinished.name });
+        return (await this.#images.forget(record, record.dropping !== 'keep')).deleted;
+      });
       done.push(...(await this.#volumes.recover(saved)), ...(await this.#pools.recover(saved)));
       return [...done, ...(await this.#merges.recover())];
     });

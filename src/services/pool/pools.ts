@@ -15,6 +15,7 @@ import { cannotGrow, checkRates } from '../fork/autoextend.ts';
 import type { Autoextend, Dropped } from '../fork/fork-control.ts';
 import { nameTaken } from '../fork/make-fork.ts';
 import { checkName, originNames } from '../fork/names.ts';
+import { recover } from '../fork/recovery.ts';
 import { createSparseFile, deleteFile } from '../sparse-file.ts';
 import { type Book, PARTS } from './book.ts';
 import { checkBlank, type Layout, layoutOf, linear, plan, poolTable } from './layout.ts';
@@ -133,26 +134,11 @@ export class Pools {
   }
 
   /** After a restart, as `Forks.recover`. */
-  async recover(saved: readonly SavedDevice[]): Promise<string[]> {
-    const done: string[] = [];
-    for (const record of this.#book.pools) {
-      const device = saved.find(({ uuid }) => uuid === record.uuid);
-      // Only a device that was never resumed has no table and no note of why.
-      const unfinished = device !== undefined && device.table === undefined && device.note === undefined;
-      const gone = device === undefined && record.dropping !== undefined;
-      if (!unfinished && !gone) {
-        delete record.dropping;
-        continue;
-      }
-      try {
-        if (unfinished) await this.#book.mapper.remove({ name: device.name });
-        await this.#forget(record);
-        done.push(unfinished ? `${device.name} was never ready: removed` : `finished the drop of a pool`);
-      } catch (error) {
-        done.push(`cannot tidy up after ${device?.name ?? record.uuid}: ${(error as Error).message}`);
-      }
-    }
-    return done;
+  recover(saved: readonly SavedDevice[]): Promise<string[]> {
+    return recover(this.#book.pools, saved, 'pool', async (record, unfinished) => {
+      if (unfinished) await this.#book.mapper.remove({ name: unfinished.name });
+      return (await this.#forget(record)).find(({ deleted }) => deleted)?.path;
+    });
   }
 
   /** Makes the devices of a pool. `make`: what has to be there before; resolves with its thin devices. */

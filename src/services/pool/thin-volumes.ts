@@ -15,6 +15,7 @@ import { compare } from '../fork/diff.ts';
 import type { Diff, Dropped } from '../fork/fork-control.ts';
 import { type Maker, nameTaken } from '../fork/make-fork.ts';
 import { checkName } from '../fork/names.ts';
+import { recover } from '../fork/recovery.ts';
 import type { Book } from './book.ts';
 import { thinTable } from './layout.ts';
 import type { ThinVolume, VolumeSource } from './pool-control.ts';
@@ -225,27 +226,13 @@ export class ThinVolumes {
   }
 
   /** After a restart, as `Forks.recover`. */
-  async recover(saved: readonly SavedDevice[]): Promise<string[]> {
-    const done: string[] = [];
-    for (const record of this.#book.volumes) {
-      const device = saved.find(({ uuid }) => uuid === record.uuid);
-      // Only a device that was never resumed has no table and no note of why.
-      const unfinished = device !== undefined && device.table === undefined && device.note === undefined;
-      const gone = device === undefined && record.dropping !== undefined;
-      if (!unfinished && !gone) {
-        delete record.dropping;
-        continue;
-      }
-      try {
-        if (record.owned && record.dropping !== 'keep') await this.#deleteThin(record);
-        if (unfinished) await this.#book.mapper.remove({ name: device.name });
-        this.#forget(record);
-        done.push(unfinished ? `${device.name} was never ready: removed` : 'finished the drop of a volume');
-      } catch (error) {
-        done.push(`cannot tidy up after ${device?.name ?? record.uuid}: ${(error as Error).message}`);
-      }
-    }
-    return done;
+  recover(saved: readonly SavedDevice[]): Promise<string[]> {
+    return recover(this.#book.volumes, saved, 'volume', async (record, unfinished) => {
+      if (record.owned && record.dropping !== 'keep') await this.#deleteThin(record);
+      if (unfinished) await this.#book.mapper.remove({ name: unfinished.name });
+      this.#forget(record);
+      return undefined;
+    });
   }
 
   async #deleteThin({ pool: minor, id }: VolumeRecord): Promise<void> {
