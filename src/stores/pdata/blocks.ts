@@ -73,6 +73,8 @@ const RUN_MAX = 64;
 const WRITING_MAX = 8 * 2 ** 20;
 /** Copies of cells that are kept for the operations to come. */
 const SAVED_MAX = 64;
+/** Memory of blocks that is kept for those to come: what is allocated outside of the heap is dear. */
+const SPARE_MAX = 256;
 
 export class Blocks {
   readonly device: BlockDevice;
@@ -89,6 +91,9 @@ export class Blocks {
   #savedCount = 0;
   readonly #made: Block[] = [];
   readonly #undo: (() => void)[] = [];
+  readonly #spare: BlockData[] = [];
+  /** For blocks that are written together, but for while they are. */
+  #together: Uint8Array | undefined = undefined;
 
   constructor(device: BlockDevice) {
     this.device = device;
@@ -230,14 +235,23 @@ export class Blocks {
       block.kind = kind;
       block.bytes.fill(0);
     } else {
-      const data = blockData();
-      block = { ...data, number, kind, dirty: true, recent: true, changedBy: this.#operation };
+      const { bytes, view } = this.#spare.pop() ?? blockData();
+      bytes.fill(0);
+      block = { bytes, view, number, kind, dirty: true, recent: true, changedBy: this.#operation };
       this.#reads.delete(number);
       this.#blocks.set(number, block);
       this.#dirty.add(block);
       this.#made.push(block);
     }
     return block;
+  }
+
+  /** Nothing leads to a block any more. */
+  forget(number: number): void {
+    const block = this.#blocks.get(number);
+    if (!block || block.dirty) return;
+    this.#blocks.delete(number);
+    if (this.#spare.length < SPARE_MAX) this.#spare.push(block);
   }
 
   /**
@@ -324,14 +338,15 @@ export class Blocks {
 
   #writeRun(dirty: readonly Block[], begin: number, end: number): Maybe {
     const { number, bytes: first } = dirty[begin];
-    const single = end === begin + 1;
-    const buffer = single ? first : new Uint8Array((end - begin) * BLOCK_BYTES);
-    for (let i = begin; i < end; i++) {
-      const block = dirty[i];
-      seal(block, block.number, block.kind);
-      if (!single) buffer.set(block.bytes, (i - begin) * BLOCK_BYTES);
-    }
-    return this.device.write(bytes(number * BLOCK_BYTES), buffer, 0, buffer.length);
+    for (let i = begin; i < end; i++) seal(dirty[i], dirty[i].number, dirty[i].kind);
+    const at = bytes(number * BLOCK_BYTES);
+    if (end === begin + 1) return this.device.write(at, first, 0, BLOCK_BYTES);
+    const buffer = this.#together ?? new Uint8Array(RUN_MAX * BLOCK_BYTES);
+    this.#together = undefined;
+    for (let i = begin; i < end; i++) buffer.set(dirty[i].bytes, (i - begin) * BLOCK_BYTES);
+    const wait = this.device.write(at, buffer, 0, (end - begin) * BLOCK_BYTES);
+    if (!wait) this.#together = buffer;
+    return wait?.finally(() => void (this.#together = buffer));
   }
 
   #clean(block: Block): void {

@@ -16,12 +16,17 @@ export class Transaction {
   /** Those of operation `#addedBy`. */
   readonly #added: number[] = [];
   #addedBy = 0;
+  /** Blocks of the last commit that nothing leads to since they were copied; from `#staleFrom` on by operation `#staleBy`. */
+  readonly #stale: number[] = [];
+  #staleFrom = 0;
+  #staleBy = 0;
   /** The block that `shadow` copied last is still in use elsewhere: what it leads to has one more parent. */
   shared = false;
 
   constructor(blocks: Blocks) {
     this.blocks = blocks;
     blocks.onUndo(() => {
+      if (this.#staleBy === blocks.operation) this.#stale.length = this.#staleFrom;
       if (this.#addedBy === blocks.operation) for (const number of this.#added) this.#shadows.delete(number);
     });
   }
@@ -54,6 +59,7 @@ export class Transaction {
     const block = this.blocks.fresh(copy, kind);
     block.bytes.set(original.bytes);
     this.#add(copy);
+    if (!shared) this.#addStale(number);
     this.shared = shared;
     return block;
   }
@@ -61,6 +67,14 @@ export class Transaction {
   /** After a commit nothing may be changed in place. */
   committed(): void {
     this.#shadows.clear();
+    for (const number of this.#stale) this.blocks.forget(number);
+    this.#stale.length = 0;
+  }
+
+  #addStale(number: number): void {
+    if (this.#staleBy !== this.blocks.operation) this.#staleFrom = this.#stale.length;
+    this.#staleBy = this.blocks.operation;
+    this.#stale.push(number);
   }
 
   #add(number: number): void {

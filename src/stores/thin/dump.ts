@@ -15,24 +15,45 @@ interface Printer {
 export const FORMATS = ['xml', 'human_readable'] as const;
 export type DumpFormat = (typeof FORMATS)[number];
 
-/** Rejects with FormatError where the metadata is damaged; what was printed until then is not complete. */
-export async function dump(reader: MetadataReader, format: DumpFormat, write: Write): Promise<void> {
-  for await (const part of dumpParts(reader, format)) write(part);
+export interface DumpOptions {
+  /** All unless given. */
+  devices?: readonly number[];
+  /** Devices without what they have mapped. */
+  skipMappings?: boolean;
 }
 
-export async function* dumpParts(reader: MetadataReader, format: DumpFormat): AsyncGenerator<string> {
+/** Rejects with FormatError where the metadata is damaged; what was printed until then is not complete. */
+export async function dump(
+  reader: MetadataReader,
+  format: DumpFormat,
+  write: Write,
+  options?: DumpOptions,
+): Promise<void> {
+  for await (const part of dumpParts(reader, format, options)) write(part);
+}
+
+export async function* dumpParts(
+  reader: MetadataReader,
+  format: DumpFormat,
+  { devices, skipMappings = false }: DumpOptions = {},
+): AsyncGenerator<string> {
   const printer = PRINTERS[format];
   yield printer.begin(reader);
   for await (const device of reader.devices()) {
+    if (devices && !devices.includes(device.id)) continue;
     yield printer.device(device);
-    for await (const runs of reader.runs(device)) {
-      let text = '';
-      for (const run of runs) text += printer.run(run);
-      yield text;
-    }
+    if (!skipMappings) yield* mappings(reader, printer, device);
     yield printer.deviceEnd;
   }
   yield printer.end;
+}
+
+async function* mappings(reader: MetadataReader, printer: Printer, device: ThinDevice): AsyncGenerator<string> {
+  for await (const runs of reader.runs(device)) {
+    let text = '';
+    for (const run of runs) text += printer.run(run);
+    yield text;
+  }
 }
 
 const xml: Printer = {

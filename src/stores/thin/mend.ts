@@ -3,28 +3,40 @@ import type { BlockDevice } from '../../device/block-device.ts';
 import { BLOCK_BYTES, blockData, seal } from '../../formats/pdata/block.ts';
 import { diskSuperblock, NEEDS_CHECK, SUPERBLOCK } from '../../formats/thin/superblock.ts';
 import { bytes } from '../../units.ts';
-import { type CheckReport, checkMetadata } from './check.ts';
+import { type CheckReport, checkMetadata, type Leak } from './check.ts';
 import { PoolMetadata } from './pool-metadata.ts';
 
+/** What a check finds at the end, and what was put right until then. */
+export interface Mended extends CheckReport {
+  /** Leaked blocks that are free now. */
+  readonly released: number;
+  /** The mark was there. */
+  readonly cleared: boolean;
+}
+
 /**
- * Checks metadata whose pool is not active, and puts these right if nothing else is wrong. Resolves with what a check finds then.
- * Rejects as `checkMetadata`, or with what the device says.
+ * Checks metadata whose pool is not active, and puts these right if nothing else is wrong. Rejects as `checkMetadata`, or with what
+ * the device says.
  */
-export async function mend(device: BlockDevice): Promise<CheckReport> {
+export async function mend(device: BlockDevice): Promise<Mended> {
+  let released = 0;
+  let cleared = false;
   for (;;) {
     const report = await checkMetadata(device);
-    if (report.findings.some(({ severity }) => severity === 'error')) return report;
-    if (report.leaks.length === 0) {
-      if (!report.needsCheck) return report;
-      await clearMark(device);
-    } else await release(device, report);
+    const { findings, leaks, needsCheck } = report;
+    const damaged = findings.some(({ severity }) => severity === 'error');
+    if (damaged || (leaks.length === 0 && !needsCheck)) return { ...report, released, cleared };
+    // First: what is marked is not changed.
+    if (needsCheck) await clearMark(device);
+    await release(device, leaks);
+    cleared ||= needsCheck;
+    released += leaks.length;
   }
 }
 
 /** What leaks are listed; there may be more. */
-async function release(device: BlockDevice, { leaks, needsCheck }: CheckReport): Promise<void> {
-  // Marked, it would not be changed.
-  if (needsCheck) await clearMark(device);
+async function release(device: BlockDevice, leaks: readonly Leak[]): Promise<void> {
+  if (leaks.length === 0) return;
   const { dataBlockSize } = diskSuperblock.get((await readSuperblock(device)).view, 0);
   const pool = await PoolMetadata.open(device, { dataBlockSize, flushData() {} });
   for (const { of, block, count } of leaks)

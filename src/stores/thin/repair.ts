@@ -2,7 +2,7 @@
 import type { BlockDevice } from '../../device/block-device.ts';
 import { dumpParts } from './dump.ts';
 import { MetadataReader, type Readable } from './reader.ts';
-import { type Restored, restore } from './restore.ts';
+import { type Restored, type RestoreOptions, restore } from './restore.ts';
 
 export interface Repaired extends Restored {
   /** What could not be read and is not there any more, in words. */
@@ -18,7 +18,7 @@ const LOST_MAX = 1000;
  * Reads `source` only. Its superblock has to be whole: where the trees are is not guessed. Rejects as `restore`, and with
  * FormatError (ENOTBLK, EILSEQ) for the superblock.
  */
-export async function repair(source: Readable, device: BlockDevice, { overwrite = false } = {}): Promise<Repaired> {
+export async function repair(source: Readable, device: BlockDevice, options: RestoreOptions = {}): Promise<Repaired> {
   let lost: string[] = [];
   let truncated = false;
   const note = (what: string) => {
@@ -30,6 +30,6 @@ export async function repair(source: Readable, device: BlockDevice, { overwrite 
     lost = [];
     yield* dumpParts(await MetadataReader.open(source, { lost: note }), 'xml');
   }
-  const done = await restore(device, xml, { overwrite });
+  const done = await restore(device, xml, options);
   return { ...done, lost, truncated };
 }

@@ -213,8 +213,8 @@ export class State {
       const { view } = fresh.get(0, SUPERBLOCK);
       fresh.get(diskSuperblock.get(view, 0).metadataSpaceMap.bitmapRoot, INDEX);
     });
-    this.blocks.become(fresh);
     this.transaction.committed();
+    this.blocks.become(fresh);
     this.changed = false;
     await this.load();
     await this.blocks.run(() => this.devices.reload());
