@@ -102,6 +102,14 @@ export async function openThinMetadata(
   return (await import('../services/thin/metadata-file.ts')).openThinMetadata(path, options);
 }
 
+/** Checks metadata of a thin pool, clears its needs_check flag and gives leaked blocks back, unless something is damaged. */
+export async function mendThinMetadata(
+  path: string,
+  options?: { directory?: string },
+): Promise<import('../stores/thin/mend.ts').Mended> {
+  return (await import('../services/thin/metadata-file.ts')).mendThinMetadata(path, options);
+}
+
 /** Makes metadata of a thin pool from XML, as thin_restore does, on a file or disk that is there. */
 export async function restoreThinMetadata(
   xml: string,
@@ -115,14 +123,19 @@ export async function restoreThinMetadata(
 export async function repairThinMetadata(
   damaged: string,
   path: string,
-  options?: { directory?: string; overwrite?: boolean },
+  options?: import('../stores/thin/restore.ts').RestoreOptions & { directory?: string },
 ): Promise<import('../stores/thin/repair.ts').Repaired> {
   return (await import('../services/thin/metadata-file.ts')).repairThinMetadata(damaged, path, options);
 }
 export { metadataSize as thinMetadataSize } from '../formats/thin/size.ts';
-export type { ThinMetadata, ThinMetadataOptions } from '../services/thin/metadata-file.ts';
-export type { CheckReport as ThinCheckReport, Finding as ThinFinding } from '../stores/thin/check.ts';
+export type { ThinDumpOptions, ThinMetadata, ThinMetadataOptions } from '../services/thin/metadata-file.ts';
+export type {
+  CheckOptions as ThinCheckOptions,
+  CheckReport as ThinCheckReport,
+  Finding as ThinFinding,
+} from '../stores/thin/check.ts';
 export type { DeltaRange as ThinDeltaRange } from '../stores/thin/delta.ts';
+export type { Mended as ThinMended } from '../stores/thin/mend.ts';
 export type { ThinDevice } from '../stores/thin/reader.ts';
 export type { Repaired as ThinRepaired } from '../stores/thin/repair.ts';
 export type { Restored as ThinRestored, RestoreOptions as ThinRestoreOptions } from '../stores/thin/restore.ts';

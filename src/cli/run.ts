@@ -11,10 +11,12 @@ import {
   usageLine,
 } from './short/command.ts';
 import { COMMANDS } from './short/commands.ts';
+import { THIN_TOOLS, THIN_TOOLS_VERSION } from './thin/tools.ts';
 
 /** 0: done. 1: failed. 2: the command line is wrong. `program`: the name we were called by. */
 export async function run(program: string, argv: readonly string[], io: ShortIo): Promise<number> {
   if (program === 'dmsetup' || program === 'devmap_name' || program === 'dmstats') return runDmsetup(program, argv, io);
+  if (Object.hasOwn(THIN_TOOLS, program)) return runThinTool(program, argv, io);
   // `dmkit help fork` is `dmkit fork --help`.
   const [name, ...rest] = joined(argv[0] === 'help' && argv[1] !== undefined ? [...argv.slice(1), '--help'] : argv);
   if (name !== undefined && isDmsetup(name)) return runDmsetup(name, rest, io);
@@ -46,6 +48,17 @@ const joined = ([first, second, ...rest]: readonly string[]): readonly string[] 
   (first === 'thin' || first === 'pool') && second !== undefined && !second.startsWith('-')
     ? [`${first} ${second}`, ...rest]
     : [first, second, ...rest].filter((word) => word !== undefined);
+
+/** Every failure of theirs is 1. */
+async function runThinTool(program: string, argv: readonly string[], io: ShortIo): Promise<number> {
+  if (argv.includes('-V') || argv.includes('--version')) {
+    io.stdout.write(`${THIN_TOOLS_VERSION}\n`);
+    return 0;
+  }
+  const [name, ...options] = THIN_TOOLS[program];
+  const { command } = await COMMANDS[name].load();
+  return Math.min(1, await runShort(command, [...options, ...argv], io));
+}
 
 async function runShort(command: ShortCommand, argv: readonly string[], io: ShortIo): Promise<number> {
   try {

@@ -16,6 +16,8 @@ export interface Option {
   /** Absent: the option is a flag. In the usage as `--chunk SIZE`. */
   readonly value?: string;
   readonly short?: string;
+  /** May be given several times: the values, separated by commas. */
+  readonly many?: true;
   readonly help: string;
 }
 
@@ -86,7 +88,8 @@ export function readArguments(command: ShortCommand, argv: readonly string[], io
       throw new UsageError(`option ${token.rawName} needs a value: ${token.rawName} ${option.value}`);
     if (option.value === undefined && token.value !== undefined)
       throw new UsageError(`option ${token.rawName} takes no value`);
-    given[token.name] = token.value ?? '';
+    const before = option.many && given[token.name] !== undefined ? `${given[token.name]},` : '';
+    given[token.name] = before + (token.value ?? '');
   }
   if ('help' in given) return undefined;
   const wanted = command.operands.split(' ').filter((word) => word !== '');

@@ -13,13 +13,15 @@ where both devices share it.`,
   options: {
     snap1: { value: 'ID', help: 'number of the one device' },
     snap2: { value: 'ID', help: 'number of the other' },
+    thin1: { value: 'ID', help: 'the same as --snap1' },
+    thin2: { value: 'ID', help: 'the same as --snap2' },
     verbose: { help: 'print the data blocks too' },
     json: { help: 'print only what differs, as JSON' },
     'metadata-snap': SNAPSHOT,
   },
   async run({ operands: [path], options, io }) {
-    const left = required(numberOf(options.snap1, '--snap1'), '--snap1');
-    const right = required(numberOf(options.snap2, '--snap2'), '--snap2');
+    const left = required(numberOf(options.snap1 ?? options.thin1, '--snap1'), '--snap1');
+    const right = required(numberOf(options.snap2 ?? options.thin2, '--snap2'), '--snap2');
     const snapshot = options['metadata-snap'] !== undefined;
     const metadata = await openThinMetadata(path, { directory: io.cwd, snapshot });
     try {

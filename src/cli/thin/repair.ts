@@ -1,6 +1,6 @@
 import { repairThinMetadata } from '../../api/index.ts';
 import { define, printJson } from '../short/command.ts';
-import { required } from './options.ts';
+import { OVERRIDES, overrides, required } from './options.ts';
 
 export const command = define({
   name: 'thin repair',
@@ -13,12 +13,13 @@ space are made anew. The superblock has to be whole: where it is not, try thin_r
     input: { value: 'METADATA', short: 'i', help: 'what is damaged' },
     output: { value: 'METADATA', short: 'o', help: 'where to' },
     overwrite: { help: 'write over what the output holds' },
+    ...OVERRIDES,
     json: { help: 'print the result as JSON' },
   },
   async run({ options, io }) {
     const [input, output] = [required(options.input, '--input'), required(options.output, '--output')];
     const overwrite = options.overwrite !== undefined;
-    const done = await repairThinMetadata(input, output, { directory: io.cwd, overwrite });
+    const done = await repairThinMetadata(input, output, { directory: io.cwd, overwrite, ...overrides(options) });
     if (options.json !== undefined) {
       printJson(io, done);
       return;

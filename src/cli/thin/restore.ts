@@ -1,6 +1,6 @@
 import { restoreThinMetadata } from '../../api/index.ts';
 import { define } from '../short/command.ts';
-import { numberOf, required } from './options.ts';
+import { OVERRIDES, overrides, required } from './options.ts';
 
 export const command = define({
   name: 'thin restore',
@@ -13,19 +13,14 @@ has mapped is counted, whatever the XML says; flags are cleared.`,
     input: { value: 'XML', short: 'i', help: 'what to restore' },
     output: { value: 'METADATA', short: 'o', help: 'where to' },
     overwrite: { help: 'write over what METADATA holds' },
-    'transaction-id': { value: 'N', help: 'in place of that in the XML' },
-    'data-block-size': { value: 'SECTORS', help: 'in place of that in the XML' },
-    'nr-data-blocks': { value: 'N', help: 'in place of that in the XML; a dump of a metadata snapshot has none' },
+    ...OVERRIDES,
     quiet: { short: 'q', help: 'print nothing' },
   },
   async run({ options, io }) {
-    const transaction = numberOf(options['transaction-id'], '--transaction-id');
     const done = await restoreThinMetadata(required(options.input, '--input'), required(options.output, '--output'), {
       directory: io.cwd,
       overwrite: options.overwrite !== undefined,
-      transactionId: transaction === undefined ? undefined : BigInt(transaction),
-      dataBlockSize: numberOf(options['data-block-size'], '--data-block-size'),
-      nrDataBlocks: numberOf(options['nr-data-blocks'], '--nr-data-blocks'),
+      ...overrides(options),
     });
     if (options.quiet !== undefined) return;
     const { devices, mappedBlocks, metadataBlocks, metadataBlocksTotal } = done;

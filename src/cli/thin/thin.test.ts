@@ -1,10 +1,12 @@
-import { mkdtempSync, rmSync, truncateSync, writeFileSync } from 'node:fs';
+import { mkdtempSync, readFileSync, rmSync, truncateSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import { Image } from '../../../test/support/thin-damage.ts';
 import { contents, EXAMPLE, poolImage } from '../../../test/unit/thin/images.ts';
 import { FileDevice } from '../../device/file.ts';
+import { PoolMetadata } from '../../stores/thin/pool-metadata.ts';
+import { sector } from '../../units.ts';
 import { run } from '../run.ts';
 import type { ShortIo } from '../short/command.ts';
 
@@ -20,7 +22,9 @@ beforeEach(async () => {
 
 afterEach(() => rmSync(directory, { recursive: true }));
 
-async function thin(...argv: string[]) {
+const thin = (...argv: string[]) => called('dmkit', 'thin', ...argv);
+
+async function called(program: string, ...argv: string[]) {
   const result = { status: 0, stdout: '', stderr: '' };
   const nobody = async (): Promise<never> => {
     throw new Error('no daemon is needed');
@@ -35,7 +39,7 @@ async function thin(...argv: string[]) {
     control: nobody,
     existing: nobody,
   };
-  result.status = await run('dmkit', ['thin', ...argv], io);
+  result.status = await run(program, argv, io);
   result.stderr = result.stderr.replaceAll(directory, 'DIR');
   return result;
 }
@@ -113,6 +117,121 @@ test('damaged metadata ends a check with status 1, and is told', async () => {
   expect(JSON.parse((await thin('check', '--json', 'pool.meta')).stdout)).toMatchObject({ ok: false });
 });
 
+/** Marked as to be checked, with a leak. */
+async function marked(): Promise<Image> {
+  const device = await poolImage({ held: true });
+  const pool = await PoolMetadata.open(device, { dataBlockSize: sector(128), flushData() {} });
+  await pool.allocateDataBlock();
+  await pool.commit();
+  const image = new Image(device);
+  image.setSuperblock(() => ({ flags: 1 }));
+  return image;
+}
+
+test.each(['--clear-needs-check-flag', '--auto-repair'])(
+  '%s puts right what harms nobody, if nothing is damaged',
+  async (option) => {
+    const image = await marked();
+    writeFileSync(join(directory, 'pool.meta'), contents(image.device));
+    expect(await thin('check', 'pool.meta')).toMatchObject({
+      status: 1,
+      stderr:
+        'leak: data block 650 is referred to 0 times, and 1 are counted\nnote: the needs_check flag is set: a pool that has it starts read-only\n',
+    });
+    expect((await thin('check', '-q', '--ignore-non-fatal-errors', 'pool.meta')).status).toBe(0);
+    expect(await thin('check', option, 'pool.meta')).toMatchObject({
+      status: 0,
+      stderr: 'note: 1 leaked blocks were given back\nnote: the needs_check flag was cleared\n',
+    });
+    expect(await thin('check', 'pool.meta')).toMatchObject({ status: 0, stderr: '' });
+    image.flip(image.leaf, 100);
+    writeFileSync(join(directory, 'pool.meta'), contents(image.device));
+    expect((await thin('check', option, 'pool.meta')).stderr).toMatch(
+      /^error: .*\n(.*\n)*note: the needs_check flag is set/,
+    );
+    expect(readFileSync(join(directory, 'pool.meta')).equals(contents(image.device))).toBe(true);
+  },
+);
+
+test('a part of the metadata is checked', async () => {
+  const image = new Image(await poolImage({ held: true }));
+  image.setDataCount(7, 0);
+  writeFileSync(join(directory, 'pool.meta'), contents(image.device));
+  const status = async (...options: string[]) => (await thin('check', '-q', ...options, 'pool.meta')).status;
+  expect(await status()).toBe(1);
+  expect(await status('--skip-mappings')).toBe(0);
+  expect(await status('--super-block-only')).toBe(0);
+  expect(await status('-m')).toBe(0);
+  const { devices } = JSON.parse((await thin('check', '--json', '--skip-mappings', 'pool.meta')).stdout);
+  expect(devices).toEqual([1, 2, 3].map((id) => ({ id, mappedBlocks: 600 })));
+  expect(JSON.parse((await thin('check', '--json', '-m', 'pool.meta')).stdout).devices).toHaveLength(2);
+  image.flip(image.superblock.deviceDetailsRoot, 100);
+  writeFileSync(join(directory, 'pool.meta'), contents(image.device));
+  expect(await status('--skip-mappings')).toBe(1);
+  expect(await status('--super-block-only')).toBe(0);
+  expect(await status('-m')).toBe(0);
+});
+
+test('a part of the metadata is dumped, or what can be read, to a file', async () => {
+  const whole = (await thin('dump', 'pool.meta')).stdout.split('\n');
+  const one = await thin('dump', '--dev-id', '1', '--dev-id', '3', '--skip-mappings', 'pool.meta');
+  const devices = whole.filter((line) => /<\/?(superblock|device)/.test(line));
+  expect(one.stdout).toBe(`${[devices[0], ...devices.slice(1, 3), ...devices.slice(5)].join('\n')}\n`);
+  expect(await thin('dump', '-o', 'pool.xml', 'pool.meta')).toEqual(printed(''));
+  expect(readFileSync(join(directory, 'pool.xml'), 'utf8')).toBe(whole.join('\n'));
+  const { status, stderr } = await thin('dump', '-o', '.', 'pool.meta');
+  expect({ status, stderr }).toEqual({ status: 1, stderr: expect.stringMatching(/^dmkit: Cannot write DIR: /) });
+  const image = new Image(await poolImage());
+  image.flip(image.leaf, 100);
+  writeFileSync(join(directory, 'pool.meta'), contents(image.device));
+  expect((await thin('dump', 'pool.meta')).status).toBe(1);
+  const repaired = await thin('dump', '-r', 'pool.meta');
+  expect(repaired.status).toBe(0);
+  expect(repaired.stderr).toMatch(/^(lost: Block \d+ .* its checksum is wrong\n){3}$/);
+  expect(repaired.stdout).toMatch(/<\/superblock>\n$/);
+});
+
+describe('called by the names of thin-provisioning-tools', () => {
+  test('as LVM calls them', async () => {
+    for (const program of ['thin_check', 'thin_dump', 'thin_repair'])
+      expect(await called(program, '-V')).toEqual(printed('0.9.0\n'));
+    const image = await marked();
+    writeFileSync(join(directory, 'pool.meta'), contents(image.device));
+    expect(await called('thin_check', '-q', '--clear-needs-check-flag', 'pool.meta')).toEqual(printed(''));
+    image.flip(image.leaf, 100);
+    writeFileSync(join(directory, 'pool.meta'), contents(image.device));
+    expect(await called('thin_check', '-q', '--clear-needs-check-flag', 'pool.meta')).toEqual({
+      status: 1,
+      stdout: '',
+      stderr: '',
+    });
+    writeFileSync(join(directory, 'spare.meta'), contents(await poolImage()));
+    expect(await called('thin_repair', '-i', 'pool.meta', '-o', 'spare.meta')).toMatchObject({ status: 0 });
+    expect((await called('thin_check', '-q', 'spare.meta')).status).toBe(0);
+  });
+
+  test('with their options', async () => {
+    expect((await called('thin_ls', '--no-headers', '-o', 'DEV', 'pool.meta')).stdout).toBe('1 \n2 \n3 \n');
+    expect((await called('thin_delta', '--thin1', '1', '--thin2', '2', 'pool.meta')).stdout).toContain(
+      '<same begin="0"',
+    );
+    expect((await called('thin_metadata_size', '-b64k', '-s1g', '-m1', '-n')).stdout).toBe('1064\n');
+    const restore = ['-i', 'example.xml', '-o', 'pool.meta', '--transaction-id', '18446744073709551615', '-q'];
+    expect(await called('thin_restore', ...restore)).toEqual(printed(''));
+    expect((await called('thin_dump', 'pool.meta')).stdout).toContain(' transaction="18446744073709551615" ');
+    truncateSync(join(directory, 'new.meta'), 2 ** 18);
+    const repair = ['-i', 'pool.meta', '-o', 'new.meta', '--transaction-id', '5', '--nr-data-blocks', '100'];
+    expect(await called('thin_repair', ...repair)).toMatchObject({ status: 0 });
+    expect((await called('thin_dump', 'new.meta')).stdout).toMatch(/ transaction="5" .* nr_data_blocks="100">/);
+  });
+
+  test('each failure is 1', async () => {
+    expect((await called('thin_check', '--clear-needs-check-flag', '-m', 'pool.meta')).status).toBe(1);
+    expect((await called('thin_dump')).status).toBe(1);
+    expect((await called('thin_ls', 'example.xml')).status).toBe(1);
+  });
+});
+
 test('damaged metadata is repaired to another file, and what is lost is told', async () => {
   const image = new Image(await poolImage());
   image.flip(image.leaf, 100);
@@ -180,7 +299,7 @@ test.each<[string, string[], string]>([
 describe('a wrong command line ends with status 2', () => {
   test.each<[string[], RegExp]>([
     [['chek', 'x'], /^dmkit: there is no command "thin chek"\ndid you mean: dmkit thin check\n$/],
-    [[], /^dmkit: there is no command "thin"/],
+    [[], /^ {2}thin check +say whether/],
     [
       ['dump', '-f', 'json', 'x'],
       /^dmkit thin dump: --format is "json", not xml or human_readable\nusage: dmkit thin dump/,
@@ -190,6 +309,14 @@ describe('a wrong command line ends with status 2', () => {
     [['delta', '--snap1', '1', '--snap2', 'x', 'x'], /--snap2 is "x", not a number/],
     [['restore', '-i', 'x'], /^dmkit thin restore: --output is missing/],
     [['repair', '-o', 'x'], /^dmkit thin repair: --input is missing/],
+    [['repair', '-i', 'x', '-o', 'x', '--transaction-id', '-1'], /--transaction-id/],
+    [['restore', '-i', 'x', '-o', 'x', '--transaction-id', '18446744073709551616'], /--transaction-id is "1844/],
+    [
+      ['check', '--auto-repair', '--skip-mappings', 'x'],
+      /^dmkit thin check: what harms nobody is put right only after/,
+    ],
+    [['check', '-m', '--super-block-only', 'x'], /^dmkit thin check: --metadata-snap is looked at as a whole/],
+    [['dump', '--dev-id', 'one', 'x'], /--dev-id is "one", not a number/],
     [['metadata-size', '-b', '100k', '-s', '1g', '-m', '1'], /--block-size is 102400 bytes, no multiple of 64k/],
     [['metadata-size', '-b', '64k', '-s', '1x', '-m', '1'], /--pool-size is "1x", not a size/],
     [['metadata-size', '-b', '64k', '-s', '1g', '-m', '1', '-u', 'x'], /--unit is "x"/],

@@ -8,26 +8,32 @@ import type { BlockDevice, Mode } from '../../device/block-device.ts';
 import { locate } from '../../device/locate.ts';
 import { Disks } from '../../device/open.ts';
 import { DmError, fromSystem } from '../../errors.ts';
-import { type CheckReport, checkMetadata } from '../../stores/thin/check.ts';
+import { type CheckOptions, type CheckReport, checkMetadata } from '../../stores/thin/check.ts';
 import { changes, type DeltaRange, printDelta } from '../../stores/thin/delta.ts';
-import { type DumpFormat, dump } from '../../stores/thin/dump.ts';
+import { type DumpFormat, type DumpOptions, dump } from '../../stores/thin/dump.ts';
+import { type Mended, mend } from '../../stores/thin/mend.ts';
 import { MetadataReader, type Readable, type ThinDevice, type ThinSuperblock } from '../../stores/thin/reader.ts';
 import { type Repaired, repair } from '../../stores/thin/repair.ts';
 import { type Restored, type RestoreOptions, restore } from '../../stores/thin/restore.ts';
 import { type ThinUsage, usage } from '../../stores/thin/usage.ts';
 import { reader, sizeOf } from '../fork/inspect.ts';
 
+export interface ThinDumpOptions extends DumpOptions {
+  /** Told what is damaged and therefore left out, where it is refused else. */
+  lost?: (what: string) => void;
+}
+
 /** Every call reads the disk from its beginning, and rejects with a DmError. */
 export interface ThinMetadata {
-  /** What is wrong with all of it, whatever the metadata snapshot. */
-  check(): Promise<CheckReport>;
+  /** What is wrong: with all of it unless a scope is given, or, where that was opened, with the metadata snapshot. */
+  check(options?: CheckOptions): Promise<CheckReport>;
   superblock(): Promise<ThinSuperblock>;
   /** By number. */
   devices(): Promise<ThinDevice[]>;
   /** As `devices`, with what each has to itself; reads all mappings twice. */
   usage(): Promise<ThinUsage[]>;
   /** As `thin_dump` prints it. `write` is called with one part after the other. */
-  dump(format: DumpFormat, write: (text: string) => void): Promise<void>;
+  dump(format: DumpFormat, write: (text: string) => void, options?: ThinDumpOptions): Promise<void>;
   /** What differs between two devices, in order. Takes as long as there are differences, not as the devices are large. */
   delta(left: number, right: number): AsyncGenerator<DeltaRange>;
   /** The same, and what is the same, as `thin_delta` prints it. */
@@ -54,7 +60,7 @@ export async function openThinMetadata(
     return [source, await source.device(left), await source.device(right)] as const;
   };
   return {
-    check: () => checkMetadata(device),
+    check: (options) => checkMetadata(device, { scope: snapshot ? 'held' : 'all', ...options }),
     superblock: async () => (await metadata()).superblock,
     async devices() {
       const found: ThinDevice[] = [];
@@ -62,7 +68,9 @@ export async function openThinMetadata(
       return found;
     },
     usage: async () => usage(await metadata()),
-    dump: async (format, write) => dump(await metadata(), format, write),
+    async dump(format, write, { lost, ...options } = {}) {
+      await dump(await MetadataReader.open(device, { held: snapshot, lost }), format, write, options);
+    },
     async *delta(left, right) {
       yield* changes(...(await pair(left, right)));
     },
@@ -132,6 +140,14 @@ async function openUnlocked(path: string): Promise<Opened> {
   }
 }
 
+/**
+ * Checks metadata, and if nothing is damaged clears its needs_check flag and gives blocks back that nobody uses and nobody gets. Rejects
+ * with DEVICE_IN_USE while the pool is active.
+ */
+export function mendThinMetadata(path: string, { directory = '.' }: { directory?: string } = {}): Promise<Mended> {
+  return toDevice(path, directory, mend);
+}
+
 /** Makes metadata from the XML of `thin_dump`, on a file or disk that is there and has the size that it is to have. */
 export async function restoreThinMetadata(
   xml: string,
@@ -146,11 +162,11 @@ export async function restoreThinMetadata(
 export async function repairThinMetadata(
   damaged: string,
   path: string,
-  { directory = '.', overwrite = false }: { directory?: string; overwrite?: boolean } = {},
+  { directory = '.', ...options }: RestoreOptions & { directory?: string } = {},
 ): Promise<Repaired> {
   const source = await openClaimed(damaged, directory);
   try {
-    return await toDevice(path, directory, (device) => repair(source, device, { overwrite }));
+    return await toDevice(path, directory, (device) => repair(source, device, options));
   } finally {
     await source.close();
   }
