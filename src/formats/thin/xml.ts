@@ -1,8 +1,9 @@
 /**
  * The XML that `thin_dump` prints and `thin_restore` reads: elements with attributes, no text between them, and nothing else of XML.
  *
- *     document = <superblock time transaction data_block_size nr_data_blocks [uuid flags version metadata_snap]> device* </superblock>
- *     device   = <device dev_id mapped_blocks transaction creation_time snap_time> map* </device>
+ *     document = <superblock time transaction data_block_size nr_data_blocks [uuid flags version metadata_snap]> (def | device)* </superblock>
+ *     def      = <def name> map* </def>                    what several devices have; 1.x
+ *     device   = <device dev_id mapped_blocks transaction creation_time snap_time> (map | <ref name/>)* </device>
  *     map      = <single_mapping origin_block data_block time/>
  *              | <range_mapping origin_begin data_begin length time/>
  */
@@ -12,6 +13,8 @@ export type ThinXml =
   | { kind: 'superblock'; time: number; transaction: bigint; dataBlockSize: number; nrDataBlocks: number }
   | { kind: 'device'; id: number; transaction: bigint; creationTime: number; snapTime: number }
   | { kind: 'map'; virtual: number; data: number; length: number; time: number }
+  | { kind: 'def' | 'ref'; name: string }
+  | { kind: 'end of def' }
   | { kind: 'end of device' }
   | { kind: 'end' };
 
@@ -77,19 +80,19 @@ function readTag(text: string, line: number, open: string[]): ThinXml {
     return ENDS[name];
   }
   const element = Object.hasOwn(ELEMENTS, name) ? ELEMENTS[name] : undefined;
-  if (name === 'def' || name === 'ref')
-    throw new FormatError('THIN_XML', 'EINVAL', `Line ${line} of the XML: <${name}> is not known`, {
-      hint: 'write it without shared parts: dmkit thin dump METADATA, or thin_dump 0.9',
-    });
-  if (!element || element.within !== within) throw xmlError(line, `<${name}> does not belong here`);
-  const isMap = name.endsWith('_mapping');
-  if (isMap !== (empty !== ''))
-    throw xmlError(line, `<${name}> ${isMap ? 'holds nothing: it ends with />' : 'has an end of its own'}`);
-  if (!isMap) open.push(name);
+  if (!element?.within.includes(within)) throw xmlError(line, `<${name}> does not belong here`);
+  const holds = Object.hasOwn(ENDS, name);
+  if (holds === (empty !== ''))
+    throw xmlError(line, `<${name}> ${holds ? 'has an end of its own' : 'holds nothing: it ends with />'}`);
+  if (holds) open.push(name);
   return element.read(new Attributes(name, attributes, line));
 }
 
-const ENDS: Record<string, ThinXml> = { device: { kind: 'end of device' }, superblock: { kind: 'end' } };
+const ENDS: Record<string, ThinXml> = {
+  def: { kind: 'end of def' },
+  device: { kind: 'end of device' },
+  superblock: { kind: 'end' },
+};
 
 const U64 = 2n ** 64n;
 
@@ -143,13 +146,19 @@ class Attributes {
 }
 
 interface Element {
-  readonly within: string | undefined;
+  readonly within: readonly (string | undefined)[];
   read(attributes: Attributes): ThinXml;
+}
+
+function named(kind: 'def' | 'ref', attributes: Attributes): ThinXml {
+  const name = attributes.text('name');
+  attributes.end();
+  return { kind, name };
 }
 
 const ELEMENTS: Record<string, Element> = {
   superblock: {
-    within: undefined,
+    within: [undefined],
     read(attributes) {
       const item = {
         kind: 'superblock',
@@ -165,8 +174,10 @@ const ELEMENTS: Record<string, Element> = {
       return item;
     },
   },
+  def: { within: ['superblock'], read: (attributes) => named('def', attributes) },
+  ref: { within: ['device'], read: (attributes) => named('ref', attributes) },
   device: {
-    within: 'superblock',
+    within: ['superblock'],
     read(attributes) {
       // Counted again, as it may be what is wrong.
       attributes.number('mapped_blocks');
@@ -182,7 +193,7 @@ const ELEMENTS: Record<string, Element> = {
     },
   },
   single_mapping: {
-    within: 'device',
+    within: ['device', 'def'],
     read(attributes) {
       const item = {
         kind: 'map',
@@ -196,7 +207,7 @@ const ELEMENTS: Record<string, Element> = {
     },
   },
   range_mapping: {
-    within: 'device',
+    within: ['device', 'def'],
     read(attributes) {
       const item = {
         kind: 'map',

@@ -67,6 +67,9 @@ export async function restore(
   return restore.done;
 }
 
+/** Of what several devices have, in all: 128 MiB in memory. */
+const SHARED_RUNS_MAX = 2 ** 22;
+
 type Superblock = Extract<ThinXml, { kind: 'superblock' }>;
 type Device = Extract<ThinXml, { kind: 'device' }>;
 
@@ -89,6 +92,11 @@ class Restore {
   #mapped = 0;
   #next = 0;
   #lastDevice = -1;
+  /** What several devices have, by name: virtual block, data block, length, time, and so on. */
+  readonly #shared = new Map<string, number[]>();
+  #sharedRuns = 0;
+  /** That which is being defined. */
+  #def: number[] | undefined;
   #devices = 0;
   #mappedBlocks = 0;
 
@@ -139,18 +147,38 @@ class Restore {
     if (item.kind === 'superblock') this.#begin(item, line);
     else if (item.kind === 'device') this.#beginDevice(item, line);
     else if (item.kind === 'end of device') this.#endDevice();
-    else if (item.kind === 'map') {
+    else if (item.kind === 'def') this.#beginDef(item.name, line);
+    else if (item.kind === 'end of def') this.#def = undefined;
+    else if (item.kind === 'ref') {
+      const runs = this.#shared.get(item.name);
+      if (!runs) throw xmlError(line, `nothing called ${JSON.stringify(item.name)} was defined before`);
+      for (let i = 0; i < runs.length; i += 4) await this.#map(runs[i], runs[i + 1], runs[i + 2], runs[i + 3], line);
+    } else if (item.kind === 'map') {
       const { virtual, data, length, time } = item;
-      this.#checkMap(virtual, data, length, time, line);
-      for (let i = 0; i < length; i++) {
-        setMapping(mapping, 0, data + i, time);
-        this.#mappings.add(virtual + i, mappingBytes);
-        this.#counts.add(data + i);
-        if (this.#out.full) await this.#out.write();
+      if (!this.#def) await this.#map(virtual, data, length, time, line);
+      else {
+        if (this.#sharedRuns++ >= SHARED_RUNS_MAX)
+          throw xmlError(line, `more than ${SHARED_RUNS_MAX} elements are in <def>: dump it without shared parts`);
+        this.#def.push(virtual, data, length, time);
       }
-      this.#mapped += length;
-      this.#next = virtual + length;
     }
+  }
+
+  #beginDef(name: string, line: number): void {
+    if (this.#shared.has(name)) throw xmlError(line, `${JSON.stringify(name)} is defined twice`);
+    this.#shared.set(name, (this.#def = []));
+  }
+
+  async #map(virtual: number, data: number, length: number, time: number, line: number): Promise<void> {
+    this.#checkMap(virtual, data, length, time, line);
+    for (let i = 0; i < length; i++) {
+      setMapping(mapping, 0, data + i, time);
+      this.#mappings.add(virtual + i, mappingBytes);
+      this.#counts.add(data + i);
+      if (this.#out.full) await this.#out.write();
+    }
+    this.#mapped += length;
+    this.#next = virtual + length;
   }
 
   #begin(found: Superblock, line: number): void {

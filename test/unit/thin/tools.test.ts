@@ -214,6 +214,26 @@ describe('restored metadata', () => {
   });
 });
 
+/** The worked example as thin_dump 1.x prints what devices share. */
+const SHARED = `<superblock uuid="" time="2" transaction="7" version="2" data_block_size="128" nr_data_blocks="64">
+  <def name="9">
+    <range_mapping origin_begin="0" data_begin="8" length="3" time="0"/>
+  </def>
+  <def name="10">
+    <single_mapping origin_block="9" data_block="20" time="2"/>
+  </def>
+  <device dev_id="1" mapped_blocks="4" transaction="3" creation_time="0" snap_time="2">
+    <ref name="9"/>
+    <ref name="10"/>
+  </device>
+  <device dev_id="2" mapped_blocks="3" transaction="5" creation_time="1" snap_time="2">
+    <ref name="9"/>
+  </device>
+  <device dev_id="3" mapped_blocks="1" transaction="6" creation_time="2" snap_time="2">
+    <single_mapping origin_block="0" data_block="8" time="0"/>
+  </device>
+</superblock>`;
+
 describe('XML', () => {
   const [head, ...lines] = EXAMPLE.split('\n');
   const swap = (from: string, to: string) => EXAMPLE.replace(from, to);
@@ -237,7 +257,20 @@ describe('XML', () => {
       /^Line 3 .* length of <range_mapping> is "x", not a/,
     ],
     ['with a number that is too large', swap('"7"', '"18446744073709551616"'), /transaction of .*not a number/],
-    ['with shared parts', swap('<device', '<def name="1"><device'), /^Line 2 of the XML: <def> is not known/],
+    ['with a device in what is shared', swap('<device', '<def name="1"><device'), /^Line 2 .*<device> does not belong/],
+    ['with a shared part of a shared part', SHARED.replace(/<sing.*/, '<ref name="9"/>'), /<ref> does not belong here/],
+    ['with a shared part that is not there', SHARED.replace('ref name="10"', 'ref name="1"'), /nothing called "1" was/],
+    ['with a shared part that is there twice', SHARED.replace('def name="10"', 'def name="9"'), /"9" is defined twice/],
+    [
+      'with a shared part out of order',
+      SHARED.replace('origin_block="9"', 'origin_block="2"'),
+      /block 2 comes where 3/,
+    ],
+    [
+      'with a shared part that is used before',
+      SHARED.replace(/( *<def.*<\/def>\n)(.*<\/device>\n)/s, '$2$1'),
+      /nothing/,
+    ],
     ['with devices out of order', swap('dev_id="2"', 'dev_id="1"'), /^Line 6 of the XML: device 1 comes after 1/],
     ['with a device number of 25 bits', swap('dev_id="3"', 'dev_id="16777216"'), /dev_id 16777216 is more than/],
     ['with blocks out of order', swap('"9"', '"2"'), /^Line 4 of the XML: block 2 comes where 3 is the first/],
@@ -255,6 +288,13 @@ describe('XML', () => {
     const device = new MemoryDevice(2 ** 18);
     await expect(restored(device, text)).rejects.toMatchObject({ code: 'THIN_XML', message });
     expect(contents(device).every((byte) => byte === 0)).toBe(true);
+  });
+
+  test('80. of thin_dump 1.x: what devices share is there once', async () => {
+    const device = new MemoryDevice(2 ** 18);
+    await restored(device, SHARED);
+    expect(await dumped(device)).toBe(EXAMPLE);
+    expect((await checkMetadata(device)).findings).toEqual([]);
   });
 
   test('has the numbers of its lines, however it is cut', async () => {
