@@ -12,6 +12,7 @@
  * on its way to the data device before it is mapped, and the data device is flushed before metadata is committed: a mapping that is
  * durable leads to what was written.
  */
+import { setImmediate as turn } from 'node:timers/promises';
 import type { BlockDevice, Maybe } from '../../device/block-device.ts';
 import { DmError, ioError } from '../../errors.ts';
 import { BLOCK_BYTES } from '../../formats/pdata/block.ts';
@@ -220,16 +221,15 @@ export class Pool {
   }
 
   /** Everything that was acknowledged is durable. Who asks before it begins shares it. */
-  async commit(): Promise<void> {
-    if (this.#next) return this.#next;
-    let begun = false;
-    const commit = this.locked(() => {
-      begun = true;
-      this.#next = undefined;
-      return this.commitLocked();
-    }) as Promise<void>;
-    if (!begun) this.#next = commit;
-    return commit;
+  commit(): Promise<void> {
+    // In a turn of its own, so that all who are about to ask come first.
+    this.#next ??= turn().then(() =>
+      this.locked(() => {
+        this.#next = undefined;
+        return this.commitLocked();
+      }),
+    );
+    return this.#next;
   }
 
   /** As part of what runs under the lock. */
