@@ -18,7 +18,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { MemoryDevice } from '../../src/device/memory.ts';
-import type { Operation, SimulatedDisk } from '../../src/device/simulated.ts';
+import { type Operation, PowerSupply, SimulatedDisk } from '../../src/device/simulated.ts';
 import { checkMetadata } from '../../src/stores/thin/check.ts';
 import { dump } from '../../src/stores/thin/dump.ts';
 import { MetadataReader } from '../../src/stores/thin/reader.ts';
@@ -29,7 +29,7 @@ import { goldenBitmaps, goldenPool } from '../support/thin-golden.ts';
 import { liveMetadata } from '../support/thin-metadata-life.ts';
 import { modelledPool } from '../support/thin-model.ts';
 import { livePool } from '../support/thin-pool-life.ts';
-import { contents } from '../unit/thin/images.ts';
+import { contents, EXAMPLE, poolImage } from '../unit/thin/images.ts';
 
 const SEEDS = Array.from({ length: Number(process.env.THIN_CHECK_SEEDS ?? 3) }, (_, i) => i + 1);
 const BLOCK = 4096;
@@ -170,6 +170,24 @@ describe('theirs finds nothing after a power cut at any operation, and ours no m
     let disk!: SimulatedDisk;
     await liveMetadata(seed, { observe: observer(() => disk, images, `seed ${seed}`) }, (life) => (disk = life.disk));
     expect(images.all.size).toBeGreaterThan(20);
+    await images.check();
+  });
+
+  test('metadata that is restored over a pool', async () => {
+    const before = contents(await poolImage());
+    const images = new Images();
+    for (const seed of SEEDS) {
+      let disk!: SimulatedDisk;
+      const power = new PowerSupply({ seed, observe: observer(() => disk, images, `seed ${seed}`) });
+      disk = new SimulatedDisk(before.length, { power, contents: before });
+      const xml = async function* () {
+        yield EXAMPLE;
+      };
+      await restore(disk, xml, { overwrite: true });
+      images.add('afterwards', disk.snapshot());
+    }
+    // The old pool, and the new one, among blocks of the other that nothing leads to.
+    expect(images.all.size).toBeGreaterThan(1);
     await images.check();
   });
 

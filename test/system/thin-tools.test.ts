@@ -1,6 +1,6 @@
 /** The tools for metadata of pools beside Debian's thin-provisioning-tools 0.9.0, each reading what the other wrote. */
 import { execFile } from 'node:child_process';
-import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
@@ -98,6 +98,19 @@ describe('the same is printed', () => {
     await expectSame('held', '-m');
     await dmkit('check', 'held');
   });
+
+  test.each([[['--skip-mappings']], [['--dev-id', '3']], [['--dev-id', '1', '--dev-id', '2']]])(
+    'of parts: %j',
+    async (options) => {
+      writeFileSync(join(directory, 'held'), contents(await poolImage({ held: true })));
+      expect(await dmkit('dump', ...options, 'held')).toBe(await ok('thin_dump', ...options, 'held'));
+      await dmkit('dump', ...options, '-o', 'ours.xml', 'held');
+      await ok('thin_dump', ...options, '-o', 'theirs.xml', 'held');
+      expect(readFileSync(join(directory, 'ours.xml'), 'utf8')).toBe(
+        readFileSync(join(directory, 'theirs.xml'), 'utf8'),
+      );
+    },
+  );
 });
 
 describe('either restores what the other dumps', () => {
@@ -120,6 +133,70 @@ describe('either restores what the other dumps', () => {
     writeFileSync(join(directory, 'again.xml'), dump);
     await ok('thin_restore', '-i', 'again.xml', '-o', blank('again'));
     expect(await ok('thin_dump', 'again')).toBe(await ok('thin_dump', 'ours'));
+  });
+});
+
+/** Also where nothing is damaged, or nothing can be read. */
+async function images(): Promise<[name: string, image: Uint8Array][]> {
+  const leaking = await wholeImage();
+  new Image(leaking).setDataCount(900, 1);
+  const found: [string, Uint8Array][] = [
+    ['whole', contents(await wholeImage())],
+    ['a leak of data', contents(leaking)],
+    ['no pool', Buffer.alloc(2 ** 20, 'no pool')],
+  ];
+  for (const { name, apply } of DAMAGES) {
+    const device = await wholeImage();
+    apply(new Image(device));
+    found.push([name, contents(device)]);
+  }
+  return found;
+}
+
+describe('by the links of dmkit links', () => {
+  beforeAll(async () => {
+    await ok(PROGRAM, 'links', '.');
+  });
+
+  test.each(['thin_check', 'thin_dump', 'thin_restore', 'thin_repair', 'thin_delta', 'thin_ls', 'thin_metadata_size'])(
+    '%s says which version it is',
+    async (tool) => {
+      expect(await run(`./${tool}`, '-V')).toEqual(await run(tool, '-V'));
+    },
+  );
+
+  test('a check as LVM calls it clears the flag where theirs does, and finds what theirs finds', async () => {
+    const words = ['-q', '--clear-needs-check-flag'];
+    const left = await images();
+    const worker = async (number: number) => {
+      const [ours, theirs] = [`ours${number}`, `theirs${number}`];
+      for (let next = left.pop(); next; next = left.pop()) {
+        const [name, image] = next;
+        for (const file of [ours, theirs]) writeFileSync(join(directory, file), image);
+        const { status: expected } = await run('thin_check', ...words, theirs);
+        const { status, ...printed } = await run('./thin_check', ...words, ours);
+        expect(printed, name).toEqual({ stdout: '', stderr: '' });
+        if (status === 0) expect((await run('thin_check', ours)).status, name).toBe(0);
+        if (name.includes('needs_check')) {
+          expect([status, expected]).toEqual([0, 0]);
+          const [mine, other] = [ours, theirs].map((file) => readFileSync(join(directory, file)));
+          expect(mine.equals(other)).toBe(true);
+        }
+        // Theirs looks at less, and does not give blocks of metadata back.
+        if (expected !== 0) expect(status === 1 || name.includes('not used'), name).toBe(true);
+      }
+    };
+    await Promise.all([0, 1, 2, 3].map(worker));
+  });
+
+  test('a repair of damaged metadata over an older pool', async () => {
+    const device = await wholeImage();
+    new Image(device).setMetadataCount(200, 1);
+    writeFileSync(join(directory, 'in'), contents(device));
+    writeFileSync(join(directory, 'out'), contents(await poolImage()));
+    await ok('./thin_repair', '-i', 'in', '-o', 'out');
+    await ok('thin_check', 'out');
+    expect(await ok('./thin_dump', 'out')).toBe(await ok('thin_dump', 'in'));
   });
 });
 

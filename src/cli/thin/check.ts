@@ -1,4 +1,10 @@
-import { mendThinMetadata, openThinMetadata, type ThinCheckOptions, type ThinCheckReport } from '../../api/index.ts';
+import {
+  DmError,
+  mendThinMetadata,
+  openThinMetadata,
+  type ThinCheckOptions,
+  type ThinCheckReport,
+} from '../../api/index.ts';
 import { define, printJson, type ShortIo, UsageError } from '../short/command.ts';
 import { SNAPSHOT } from './options.ts';
 
@@ -35,20 +41,25 @@ damaged the flag is cleared with which a pool starts read-only, and space that n
     if (mends && (scope || snapshot || ignoresLeaks))
       throw new UsageError('what harms nobody is put right only after all of it was looked at');
     if (snapshot && scope) throw new UsageError('--metadata-snap is looked at as a whole');
-    if (mends) {
-      const { released, cleared, ...report } = await mendThinMetadata(path, { directory: io.cwd });
-      const status = tell(report, ignoresLeaks, options, io);
-      if (options.quiet === undefined && options.json === undefined) {
-        if (released > 0) io.stderr.write(`note: ${released} leaked blocks were given back\n`);
-        if (cleared) io.stderr.write('note: the needs_check flag was cleared\n');
-      }
-      return status;
-    }
-    const metadata = await openThinMetadata(path, { directory: io.cwd, snapshot });
     try {
-      return tell(await metadata.check(scope && { scope }), ignoresLeaks, options, io);
-    } finally {
-      await metadata.close();
+      if (mends) {
+        const { released, cleared, ...report } = await mendThinMetadata(path, { directory: io.cwd });
+        const status = tell(report, ignoresLeaks, options, io);
+        if (options.quiet === undefined && options.json === undefined) {
+          if (released > 0) io.stderr.write(`note: ${released} leaked blocks were given back\n`);
+          if (cleared) io.stderr.write('note: the needs_check flag was cleared\n');
+        }
+        return status;
+      }
+      const metadata = await openThinMetadata(path, { directory: io.cwd, snapshot });
+      try {
+        return tell(await metadata.check(scope && { scope }), ignoresLeaks, options, io);
+      } finally {
+        await metadata.close();
+      }
+    } catch (error) {
+      if (options.quiet === undefined || !(error instanceof DmError)) throw error;
+      return 1;
     }
   },
 });

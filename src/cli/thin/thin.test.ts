@@ -229,6 +229,8 @@ describe('called by the names of thin-provisioning-tools', () => {
     expect((await called('thin_check', '--clear-needs-check-flag', '-m', 'pool.meta')).status).toBe(1);
     expect((await called('thin_dump')).status).toBe(1);
     expect((await called('thin_ls', 'example.xml')).status).toBe(1);
+    expect(await called('thin_check', '-q', 'example.xml')).toEqual({ status: 1, stdout: '', stderr: '' });
+    expect(await called('thin_check', '-q', 'nosuch')).toEqual({ status: 1, stdout: '', stderr: '' });
   });
 });
 
