@@ -10,9 +10,15 @@ import { afterAll, beforeAll, expect, it } from 'vitest';
 import { MemoryDevice } from '../../src/device/memory.ts';
 import { type Prng, prng } from '../../src/lib/prng.ts';
 import { checkMetadata } from '../../src/stores/thin/check.ts';
-import { bytes } from '../../src/units.ts';
+import { dump } from '../../src/stores/thin/dump.ts';
+import { mend } from '../../src/stores/thin/mend.ts';
+import { PoolMetadata } from '../../src/stores/thin/pool-metadata.ts';
+import { MetadataReader } from '../../src/stores/thin/reader.ts';
+import { bytes, sector } from '../../src/units.ts';
 import { Session } from '../support/session.ts';
+import { Image } from '../support/thin-damage.ts';
 import { pattern } from '../unit/golden.ts';
+import { contents } from '../unit/thin/images.ts';
 import { PATTERN_SECTORS, play, sharePatterns } from './play.ts';
 import { Kernel } from './vm/vm.ts';
 
@@ -115,4 +121,87 @@ it.each(SEEDS)('pools with snapshots, discards and an external origin, seed %i',
     for (const i of [1, 2]) expect(here.disks[i].equals(there.disks[i]), `round ${round}, disk ${i}`).toBe(true);
     [fromHere, fromThere] = [here.disks, there.disks];
   }
+});
+
+/** What a metadata snapshot holds, as XML; nothing is wrong with it. */
+async function heldDump(metadata: Buffer): Promise<string> {
+  const device = new MemoryDevice(metadata.length);
+  device.write(bytes(0), metadata, 0, metadata.length);
+  expect((await checkMetadata(device, { scope: 'held' })).findings).toEqual([]);
+  let text = '';
+  await dump(await MetadataReader.open(device, { held: true }), 'xml', (part) => {
+    text += part;
+  });
+  return text;
+}
+
+it('the metadata snapshot of a pool that a kernel has active, and goes on with', async () => {
+  const [meta, data] = [
+    kernel.disk(METADATA, Buffer.alloc(METADATA * 512)),
+    kernel.disk(DATA, Buffer.alloc(DATA * 512)),
+  ];
+  const seen: string[] = [];
+  const wrong: unknown[] = [];
+  const look = () =>
+    heldDump(kernel.crash([meta])[0]).then(
+      (xml) => void seen.push(xml),
+      (error) => void wrong.push(error),
+    );
+  const write = (from: number, count: number) =>
+    `dd if=/dev/urandom of=/dev/mapper/t1 bs=64k seek=${from} count=${count} oflag=direct status=none`;
+  const script = [
+    'set -e',
+    `${meta.attach(0)}; ${data.attach(1)}`,
+    `dmsetup create pool --table "0 ${DATA} thin-pool /dev/loop0 /dev/loop1 ${BLOCK} 0"`,
+    'dmsetup message pool 0 create_thin 1',
+    `dmsetup create t1 --table "0 ${THIN} thin /dev/mapper/pool 1"`,
+    ...[0, 20, 50].map((from) => write(from, 7)),
+    'dmsetup suspend t1; dmsetup message pool 0 create_snap 2 1; dmsetup resume t1',
+    write(3, 20),
+    'dmsetup message pool 0 reserve_metadata_snap',
+    'echo mark held >&3',
+    ...[1, 2, 3, 4].flatMap((i) => [
+      write(i * 10, 25),
+      `dmsetup message pool 0 create_snap ${i + 2} 1`,
+      'echo mark written >&3',
+    ]),
+    // Their disk is not read through a cache that the pool writes past.
+    'blockdev --flushbufs /dev/loop0',
+    'thin_dump -m /dev/loop0',
+    'dmsetup remove t1; dmsetup remove pool; losetup -d /dev/loop0; losetup -d /dev/loop1',
+  ];
+  const looks: Promise<void>[] = [];
+  const printed = await kernel.run(script.join('\n'), () => void looks.push(look()));
+  await Promise.all(looks);
+  expect(wrong).toEqual([]);
+  expect(seen).toHaveLength(5);
+  for (const xml of [...seen, await heldDump(meta.read())]) expect(xml).toBe(printed);
+  expect(printed).toMatch(/<device dev_id="1" mapped_blocks="34" (.|\n)*<device dev_id="2" mapped_blocks="21" /);
+});
+
+it('a pool that needs a check, until dmkit has made one', async () => {
+  const device = new MemoryDevice(METADATA * 512);
+  const pool = await PoolMetadata.open(device, { dataBlockSize: sector(BLOCK), flushData() {} });
+  await pool.resizeData(DATA / BLOCK);
+  await pool.createThin(1);
+  // And a leak.
+  await pool.allocateDataBlock();
+  await pool.commit();
+  new Image(device).setSuperblock(() => ({ flags: 1 }));
+  const status = async () => {
+    const meta = kernel.disk(METADATA, contents(device));
+    const data = kernel.disk(DATA, Buffer.alloc(DATA * 512));
+    return kernel.run(
+      [
+        'set -e',
+        `${meta.attach(0)}; ${data.attach(1)}`,
+        `dmsetup create pool --table "0 ${DATA} thin-pool /dev/loop0 /dev/loop1 ${BLOCK} 0"`,
+        'dmsetup status pool',
+        'dmsetup remove pool; losetup -d /dev/loop0; losetup -d /dev/loop1',
+      ].join('\n'),
+    );
+  };
+  expect(await status()).toMatch(/ 1\/512 - ro .* needs_check /);
+  await mend(device);
+  expect(await status()).toMatch(/ 0\/512 - rw .* - 128 /);
 });
