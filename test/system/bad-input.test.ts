@@ -85,7 +85,7 @@ describe('fork', () => {
       2,
       /--chunk is "big", not a size such as 16k/,
     ],
-    ['a name that no file system takes', ['disk.img', '../dev'], 1, /Cannot name a fork "\.\.\/dev"\nhint: letters/],
+    ['a name that no file system takes', ['disk.img', '../dev'], 1, /Cannot name a device "\.\.\/dev"\nhint: letters/],
     ['a directory', ['.', 'dev'], 1, /Cannot/],
   ])('of %s is refused', async (_what, args, status, text) => {
     await refused(status, text, 'fork', ...args);

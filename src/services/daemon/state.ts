@@ -50,8 +50,8 @@ const isPool = ({ data, metadata, owned, autoextend }: Fields) =>
   owned.every(isText) &&
   (autoextend === undefined || isAutoextend({ ...fields(autoextend), chunkSize: 1 }));
 
-const isVolume = ({ pool, id, origin }: Fields) =>
-  isSector(pool) && isSector(id) && (origin === undefined || isText(origin));
+const isVolume = ({ pool, poolUuid, id, origin }: Fields) =>
+  isSector(pool) && isText(poolUuid) && isSector(id) && (origin === undefined || isText(origin));
 
 const isFork = ({ role, image, cow, merging, autoextend }: Fields) =>
   (role === 'fork' || role === 'origin') &&

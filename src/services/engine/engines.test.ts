@@ -257,7 +257,7 @@ describe('names and numbers', () => {
 
   test('that no fork can have are refused as such', async () => {
     await expect(client.fork(image('a.img', 1), '../fa')).rejects.toMatchObject({
-      message: expect.stringContaining('Cannot name a fork'),
+      message: expect.stringContaining('Cannot name a device'),
     });
   });
 

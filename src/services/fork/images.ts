@@ -1,5 +1,6 @@
 /** What the devices of one image have in common: the records, the origin device, who is suspended for a moment. */
 import { randomUUID } from 'node:crypto';
+import type { BlockDevice } from '../../device/block-device.ts';
 import { DmError } from '../../errors.ts';
 import type { DeviceInfo, TargetSpec } from '../../mapper/control.ts';
 import type { MappedDevice } from '../../mapper/mapped-device.ts';
@@ -7,6 +8,7 @@ import type { Mapper } from '../../mapper/mapper.ts';
 import type { SavedDevice } from '../../mapper/saved-device.ts';
 import { splitWords } from '../../targets/arguments.ts';
 import { SECTOR } from '../../units.ts';
+import { POOL_UUID } from '../pool/records.ts';
 import { deleteFile } from '../sparse-file.ts';
 import { COW_FILE } from './cow-file.ts';
 import type { Dropped } from './fork-control.ts';
@@ -107,6 +109,15 @@ export class Images {
         },
       );
     }
+  }
+
+  /** Throws POOL_IN_USE (EBUSY) if a pool lies there: it changes without anybody being told. */
+  checkNoPool(disk: BlockDevice): void {
+    for (const { uuid, liveTable, storedName } of this.devices())
+      if (uuid.startsWith(POOL_UUID) && liveTable?.devices.some(({ device }) => device === disk))
+        throw new DmError('POOL_IN_USE', 'EBUSY', `Cannot fork ${disk.name}: a pool lies there, ${storedName}`, {
+          hint: 'fork one of its volumes: dmkit ls',
+        });
   }
 
   /** The volume whose external origin the image is, if there is one. */

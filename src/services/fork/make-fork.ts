@@ -49,7 +49,14 @@ export class Maker {
         const format = await imageFormat(path).catch(() => undefined);
         if (format) throw notRaw(path, format);
       }
-      return await this.#images.mapper.lease(image, directory);
+      const lease = await this.#images.mapper.lease(image, directory);
+      try {
+        this.#images.checkNoPool(lease.device);
+      } catch (error) {
+        await lease.release();
+        throw error;
+      }
+      return lease;
     } catch (error) {
       if (error instanceof DmError && error.code === 'MAPPED_DEVICE')
         throw new DmError('FORK_MAPPED', 'EINVAL', `Cannot fork ${image}: it is a mapped device, not an image`, {
@@ -211,9 +218,10 @@ export class Maker {
 /** What uuids of forks begin with. */
 export const FORK_UUID = 'dmkit-fork-';
 
-/** As `error`, with what to do where it is a fork that has the name: removed as a device, it would leave its COW file. */
+/** As `error`, with what to do where a fork, a volume or a pool has the name: removed as a device, it would leave files or thin devices. */
 export function nameTaken(error: unknown, name: string, uuid: string): unknown {
-  if (!(error instanceof DmError) || error.code !== 'NAME_IN_USE' || !uuid.startsWith(FORK_UUID)) return error;
+  if (!(error instanceof DmError) || error.code !== 'NAME_IN_USE' || !/^dmkit-(fork|pool|volume)-/.test(uuid))
+    return error;
   const hint = `choose another name, or first: dmkit drop ${name}`;
   return new DmError(error.code, error.errno, error.message, { hint, cause: error });
 }

@@ -16,7 +16,7 @@ export function* originNames(image: string): Generator<string, never> {
 /** Names of forks end in file names, URIs and shell lines: only what needs no escape anywhere. */
 export function checkName(name: string): void {
   if (/^[0-9A-Za-z_@][0-9A-Za-z#+\-.:=@_]{0,126}$/.test(name) && name !== 'control') return;
-  throw new DmError('FORK_NAME', 'EINVAL', `Cannot name a fork ${JSON.stringify(name)}`, {
+  throw new DmError('FORK_NAME', 'EINVAL', `Cannot name a device ${JSON.stringify(name)}`, {
     hint: 'letters, digits and # + - . : = @ _, beginning with a letter or digit, at most 127',
   });
 }

@@ -31,6 +31,7 @@ export async function volumeOf(
   if (!table) {
     const record = images.recordOf(info, 'fork') ?? images.recordOf(info, 'origin');
     if (record) Object.assign(volume, { origin: record.image, cow: record.cow });
+    addLost(volume, book, info);
   } else if (table.type === 'snapshot' || table.type === 'snapshot-merge') {
     [volume.origin, volume.cow] = splitWords(table.text);
     const fill = fillOf(status.text);
@@ -48,6 +49,14 @@ export async function volumeOf(
   else if (table.type === 'thin-pool') addPool(volume, book);
   if (book.isPart(info)) volume.internal = true;
   return volume;
+}
+
+/** Of a pool or a volume that has no table. */
+function addLost(volume: Volume, book: Book, info: DeviceInfo): void {
+  const pool = book.poolRecord(info);
+  if (pool) volume.note = book.noteOf(pool) ?? volume.note;
+  const record = book.volumeRecord(info);
+  if (record) Object.assign(volume, { pool: book.poolOf(record)?.storedName, id: record.id });
 }
 
 function addThin(volume: Volume, book: Book, status: string): void {

@@ -73,7 +73,7 @@ export class Book {
       'EINVAL',
       `Cannot ${attempted}: ${name} is no pool${device.note ? `: ${device.note}` : ''}`,
       {
-        hint: 'look at: dmkit ls',
+        hint: device.lostTable ? 'once what it lies on is there again: dmkit down; dmkit up' : 'look at: dmkit ls',
       },
     );
   }
@@ -87,12 +87,22 @@ export class Book {
     return pool && { pool, id: parseNumber(id)!, origin };
   }
 
-  /** Those whose live table names the pool. */
-  thinsOf(pool: MappedDevice): MappedDevice[] {
-    return this.mapper
-      .names()
-      .map((name) => this.mapper.device({ name }))
-      .filter((device) => this.thin(device)?.pool === pool);
+  /** Those whose live table names the pool, and volumes that are there without a table. */
+  thinsOf(pool: MappedDevice): { device: MappedDevice; id: number }[] {
+    const found: { device: MappedDevice; id: number }[] = [];
+    for (const name of this.mapper.names()) {
+      const device = this.mapper.device({ name });
+      const record = device.liveTable ? undefined : this.volumeRecord(device);
+      const thin = record ? { pool: this.poolOf(record), id: record.id } : this.thin(device);
+      if (thin?.pool === pool) found.push({ device, id: thin.id });
+    }
+    return found;
+  }
+
+  /** Undefined: it is gone, and perhaps another device has its number. */
+  poolOf({ pool: minor, poolUuid }: VolumeRecord): MappedDevice | undefined {
+    const device = this.device({ minor });
+    return device?.uuid === poolUuid ? device : undefined;
   }
 
   /** What a volume was made from, as `POOL/VOLUME`, or an image. */
@@ -110,14 +120,23 @@ export class Book {
       const below = [...(liveTable?.devices ?? []), ...(inactiveTable?.devices ?? [])];
       if (below.some(({ device }) => device === disk))
         throw new DmError('POOL_IN_USE', 'EBUSY', `Cannot have a pool on ${disk.name}: ${storedName} uses it`, {
-          hint: 'look at: dmkit ls',
+          hint: `look at: dmkit ls; if its pool was removed: dmkit dmsetup remove ${storedName}`,
         });
     }
   }
 
-  /** A part of a pool that lies in one file: nobody has to see it. */
+  /** A part of a pool that lies in one file: nobody has to see it, unless the pool was removed from above it. */
   isPart({ uuid }: Pick<DeviceInfo, 'uuid'>): boolean {
-    return this.pools.some((record) => PARTS.some((part) => uuid === `${record.uuid}-${part}`));
+    const pool = this.pools.find((record) => PARTS.some((part) => uuid === `${record.uuid}-${part}`));
+    return pool !== undefined && this.device(pool) !== undefined;
+  }
+
+  /** Why the file of a pool in one file could not be opened. */
+  noteOf({ uuid }: PoolRecord): string | undefined {
+    for (const part of PARTS) {
+      const note = this.device({ uuid: `${uuid}-${part}` })?.note;
+      if (note !== undefined) return note;
+    }
   }
 }
 

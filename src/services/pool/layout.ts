@@ -81,7 +81,7 @@ export function layoutOf(
 }
 
 /** Throws POOL_DISK (EINVAL) unless the disk holds nothing where signatures lie. */
-export async function checkBlank(disk: BlockDevice): Promise<void> {
+export async function checkBlank(disk: BlockDevice, path: string): Promise<void> {
   const length = Math.min(Math.ceil(SIGNATURE_BYTES / SECTOR) * SECTOR, disk.size);
   const start = Buffer.alloc(length);
   await disk.read(bytes(0), start, 0, length);
@@ -90,8 +90,8 @@ export async function checkBlank(disk: BlockDevice): Promise<void> {
   throw new DmError(
     'POOL_DISK',
     'EINVAL',
-    `Cannot make a pool on ${disk.name}: it holds ${found ? `a ${found.name}` : 'something'}`,
-    { hint: `if nobody needs that: wipefs -a ${disk.name}; blkdiscard -z ${disk.name}` },
+    `Cannot make a pool on ${path}: it holds ${found ? `a ${found.name}` : 'something'}`,
+    { hint: `if nobody needs that: wipefs -a ${path}; blkdiscard -z ${path}` },
   );
 }
 

@@ -5,6 +5,7 @@
 import { randomUUID } from 'node:crypto';
 import { access, realpath } from 'node:fs/promises';
 import { basename, dirname, join, resolve } from 'node:path';
+import type { BlockDevice } from '../../device/block-device.ts';
 import { DmError } from '../../errors.ts';
 import type { Lease } from '../../mapper/devices.ts';
 import type { MappedDevice } from '../../mapper/mapped-device.ts';
@@ -118,7 +119,7 @@ export class Pools {
     const { mapper } = this.#book;
     const device = mapper.device({ name });
     const record = this.#book.poolRecord(device)!;
-    await this.#checkEmpty(device, keep || record.owned.length === 0);
+    await this.#checkEmpty(device, record, keep);
     record.dropping = keep ? 'keep' : 'delete';
     try {
       await mapper.remove({ name });
@@ -183,9 +184,17 @@ export class Pools {
     const tables = [linear(file, 0, layout.metadataSize), linear(file, layout.dataStart, layout.dataSize)];
     const devices: { name: string }[] = [];
     for (const [index, part] of PARTS.entries()) {
-      const partName = `${name}_${part}`;
-      await this.#book.mapper.create(partName, { uuid: `${uuid}-${part}`, table: [tables[index]] });
-      devices.push(this.#book.mapper.device({ name: partName }));
+      const options = { uuid: `${uuid}-${part}`, table: [tables[index]] };
+      // That of a pool that was renamed may have the name.
+      for (let number = 1; devices.length === index; number++) {
+        const partName = `${name}${number === 1 ? '' : `-${number}`}_${part}`;
+        try {
+          await this.#book.mapper.create(partName, options);
+          devices.push(this.#book.mapper.device({ name: partName }));
+        } catch (error) {
+          if (!(error instanceof DmError) || error.code !== 'NAME_IN_USE') throw error;
+        }
+      }
     }
     return devices;
   }
@@ -210,7 +219,7 @@ export class Pools {
       // A kernel's disk is called by its number.
       if (isFile !== undefined && name === isFile) throw fileThere(path);
       this.#book.checkUnused(lease.device);
-      await checkBlank(lease.device);
+      await checkBlank(lease.device, path);
       return size;
     } finally {
       await lease.release();
@@ -218,9 +227,9 @@ export class Pools {
   }
 
   /** Throws POOL_VOLUMES (EBUSY) while it has volumes, or thin devices that would go with its files. */
-  async #checkEmpty(device: MappedDevice, kept: boolean): Promise<void> {
+  async #checkEmpty(device: MappedDevice, record: PoolRecord, keep: boolean): Promise<void> {
     const { storedName: name, liveTable } = device;
-    const volumes = this.#book.thinsOf(device).map(({ storedName }) => storedName);
+    const volumes = this.#book.thinsOf(device).map((thin) => thin.device.storedName);
     if (volumes.length > 0)
       throw new DmError(
         'POOL_VOLUMES',
@@ -230,15 +239,42 @@ export class Pools {
           hint: `first: dmkit drop ${volumes.length === 1 ? volumes[0] : 'VOLUME'}`,
         },
       );
-    if (kept || !liveTable) return;
+    if (keep || record.owned.length === 0) return;
+    const ids = liveTable ? await this.#idsIn(name, liveTable.devices[0].device) : await this.#idsLost(name, record);
+    if (ids.length === 0) return;
+    const deleting = `delete them: dmkit dmsetup message ${name} 0 delete ${ids[0]}; or `;
+    throw new DmError('POOL_VOLUMES', 'EBUSY', `Cannot drop the pool ${name}: it has thin devices: ${ids.join(', ')}`, {
+      hint: `${liveTable ? deleting : ''}keep its files: dmkit drop --keep ${name}`,
+    });
+  }
+
+  async #idsIn(name: string, metadata: BlockDevice): Promise<number[]> {
     await this.#book.mapper.status({ name });
     const ids: number[] = [];
-    const reader = await MetadataReader.open(liveTable.devices[0].device);
+    const reader = await MetadataReader.open(metadata);
     for await (const { id } of reader.devices()) ids.push(id);
-    if (ids.length === 0) return;
-    throw new DmError('POOL_VOLUMES', 'EBUSY', `Cannot drop the pool ${name}: it has thin devices: ${ids.join(', ')}`, {
-      hint: `delete them: dmkit dmsetup message ${name} 0 delete ${ids[0]}; or keep its files: dmkit drop --keep ${name}`,
-    });
+    return ids;
+  }
+
+  /** Of a pool without a table: by its file, which may have come back, or be gone. */
+  async #idsLost(name: string, record: PoolRecord): Promise<number[]> {
+    const path = record.metadata ?? record.data;
+    if (!(await exists(path))) return [];
+    const lease = await this.#book.mapper.lease(path);
+    try {
+      return await this.#idsIn(name, lease.device);
+    } catch (error) {
+      throw new DmError(
+        'POOL_STATE',
+        'EINVAL',
+        `Cannot drop the pool ${name} and its files: ${(error as Error).message}`,
+        {
+          hint: `to keep them: dmkit drop --keep ${name}`,
+        },
+      );
+    } finally {
+      await lease.release();
+    }
   }
 
   /** What is left to do when the device is gone. The record goes whatever fails: another drop could not find it. */
@@ -274,10 +310,9 @@ async function placesOf(file: string, { metadata, directory = process.cwd() }: O
     const inside = await realpath(dirname(absolute)).catch(() => dirname(absolute));
     return realpath(absolute).catch(() => join(inside, basename(absolute)));
   };
-  return {
-    data: await canonical(file),
-    metadata: metadata === undefined ? undefined : await canonical(metadata),
-  };
+  const places: Places = { data: await canonical(file) };
+  if (metadata !== undefined) places.metadata = await canonical(metadata);
+  return places.metadata === places.data ? { data: places.data } : places;
 }
 
 /** That a pool in such a file gets unless another is given. */

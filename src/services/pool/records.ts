@@ -17,8 +17,9 @@ export interface PoolRecord {
 export interface VolumeRecord {
   uuid: string;
   role: 'volume';
-  /** Minor number of the pool's device. */
+  /** Minor number of the pool's device, and its uuid, empty if it has none. */
   pool: number;
+  poolUuid: string;
   /** Of the thin device. */
   id: number;
   /** uuid of the volume it was made from. */

@@ -52,7 +52,7 @@ export class ThinVolumes {
     checkName(name);
     const pool = this.#book.pool(poolName, `make the volume ${name}`);
     this.#checkWritable(pool, `make the volume ${name}`);
-    if (!('image' in source)) return this.#create(pool, name, this.#plan(pool, source));
+    if (!('image' in source)) return await this.#create(pool, name, await this.#plan(pool, name, source));
     const lease = await this.#maker.openImage(source.image, source);
     try {
       const { device } = lease;
@@ -65,7 +65,7 @@ export class ThinVolumes {
     }
   }
 
-  #plan(pool: MappedDevice, source: Exclude<VolumeSource, { image: string }>): Plan {
+  async #plan(pool: MappedDevice, name: string, source: Exclude<VolumeSource, { image: string }>): Promise<Plan> {
     if ('volume' in source) {
       const parent = this.#book.mapper.device({ name: source.volume });
       const thin = this.#book.thin(parent);
@@ -84,10 +84,18 @@ export class ThinVolumes {
     const size = checkSize(source.size, pool.storedName);
     if (!('id' in source)) return { size, message: (id) => `create_thin ${id}` };
     const { id } = source;
-    const shown = this.#book.thinsOf(pool).find((device) => this.#book.thin(device)!.id === id);
+    const shown = this.#book.thinsOf(pool).find((thin) => thin.id === id)?.device;
     if (shown)
       throw new DmError('VOLUME_SHOWN', 'EBUSY', `Cannot show thin device ${id} twice: ${shown.storedName} shows it`);
-    return { size, id };
+    if (await isThin(pool, id)) return { size, id };
+    throw new DmError(
+      'NO_VOLUME',
+      'EINVAL',
+      `Cannot make the volume ${name}: ${pool.storedName} has no thin device ${id}`,
+      {
+        hint: 'without --id it gets a new one',
+      },
+    );
   }
 
   async #create(pool: MappedDevice, name: string, { size, message, id: known, parent, image }: Plan) {
@@ -96,7 +104,15 @@ export class ThinVolumes {
     const id = known ?? (await this.#freeId(pool));
     const uuid = `${VOLUME_UUID}${randomUUID()}`;
     const origin = parent && parent.uuid !== '' ? parent.uuid : undefined;
-    const record: VolumeRecord = { uuid, role: 'volume', pool: minor, id, origin, owned: message !== undefined };
+    const record: VolumeRecord = {
+      uuid,
+      role: 'volume',
+      pool: minor,
+      poolUuid: pool.uuid,
+      id,
+      origin,
+      owned: message !== undefined,
+    };
     this.#book.records.push(record);
     try {
       await mapper.create(name, { uuid });
@@ -140,7 +156,10 @@ export class ThinVolumes {
 
   /** A number that no thin device of the pool has. */
   async #freeId(pool: MappedDevice): Promise<number> {
-    const known = this.#book.volumes.filter(({ pool: minor }) => minor === pool.minor).map(({ id }) => id);
+    const { minor, uuid } = pool;
+    const known = this.#book.volumes
+      .filter((record) => record.pool === minor && record.poolUuid === uuid)
+      .map(({ id }) => id);
     const first = known.reduce((highest, id) => Math.max(highest, id), 0) + 1;
     for (let step = 0; step < IDS; step++) {
       const id = (first + step) % IDS;
@@ -152,12 +171,16 @@ export class ThinVolumes {
   /** As `ForkControl.drop`, of a device whose live table is that of a thin device, or which has a record. */
   async drop(device: MappedDevice, keep: boolean): Promise<Dropped> {
     const { mapper, images } = this.#book;
-    const { storedName: name, size } = device;
+    const { storedName: name } = device;
     const record = this.#book.volumeRecord(device);
-    const pool = this.#book.thin(device)?.pool ?? this.#book.device({ minor: record!.pool });
-    const id = record?.id ?? this.#book.thin(device)!.id;
-    const deletes = record?.owned === true && !keep;
-    if (deletes) this.#checkWritable(this.#book.pool(pool?.storedName ?? '', `drop ${name}`), `drop ${name}`);
+    const thin = this.#book.thin(device);
+    const pool = thin?.pool ?? this.#book.poolOf(record!);
+    const id = record?.id ?? thin!.id;
+    const [lost] = device.lostTable ?? [];
+    const size = lost ? lost.length * SECTOR : device.size;
+    // Of a pool that is gone there is nothing to delete.
+    const deletes = record?.owned === true && !keep && pool !== undefined;
+    if (deletes) this.#checkDeletes(pool, name);
     // Saved with the removal: a crash from then on is made up for by `recover`.
     if (record) record.dropping = deletes ? 'delete' : 'keep';
     try {
@@ -167,8 +190,8 @@ export class ThinVolumes {
       throw error;
     }
     try {
-      if (deletes) await mapper.message({ name: pool!.storedName }, 0, `delete ${id}`);
-      return { name, thin: { pool: pool?.storedName ?? '', id, size, deleted: deletes } };
+      if (deletes) await mapper.message({ name: pool.storedName }, 0, `delete ${id}`);
+      return { name, thin: pool && { pool: pool.storedName, id, size, deleted: deletes } };
     } finally {
       if (record) this.#forget(record);
       await images.save();
@@ -235,9 +258,22 @@ export class ThinVolumes {
     });
   }
 
-  async #deleteThin({ pool: minor, id }: VolumeRecord): Promise<void> {
-    const pool = this.#book.pool(this.#book.device({ minor })?.storedName ?? '', `delete thin device ${id}`);
-    if (await isThin(pool, id)) await this.#book.mapper.message({ name: pool.storedName }, 0, `delete ${id}`);
+  async #deleteThin(record: VolumeRecord): Promise<void> {
+    const { id } = record;
+    const name = this.#book.poolOf(record)?.storedName;
+    if (name === undefined) return;
+    const pool = this.#book.pool(name, `delete thin device ${id}`);
+    if (await isThin(pool, id)) await this.#book.mapper.message({ name }, 0, `delete ${id}`);
+  }
+
+  /** Throws as `Book.pool`, or POOL_STATE (EROFS). */
+  #checkDeletes({ storedName }: MappedDevice, name: string): void {
+    try {
+      this.#checkWritable(this.#book.pool(storedName, `drop ${name}`), `drop ${name}`);
+    } catch (error) {
+      const { code, errno, message } = error as DmError;
+      throw new DmError(code, errno, message, { hint: `to keep what it has in the pool: dmkit drop --keep ${name}` });
+    }
   }
 
   /** Throws POOL_READ_ONLY (EROFS). */
