@@ -29,14 +29,19 @@ export async function run(program: string, argv: readonly string[], io: ShortIo)
     io.stdout.write(`dmkit ${version()}\n`);
     return 0;
   }
-  if (rest.length === 0 && Object.keys(COMMANDS).some((known) => known.startsWith(`${name} `))) {
-    io.stderr.write(list((known) => known.startsWith(`${name} `)));
-    return 2;
+  const [first, second] = name.split(' ');
+  const isGroup = Object.keys(COMMANDS).some((known) => known.startsWith(`${first} `));
+  const group = () => list((known) => known.startsWith(`${first} `));
+  if (isGroup && second === undefined && (rest.length === 0 || rest[0] === '--help' || rest[0] === '-h')) {
+    (rest.length === 0 ? io.stderr : io.stdout).write(group());
+    return rest.length === 0 ? 2 : 0;
   }
   if (!Object.hasOwn(COMMANDS, name)) {
-    const close = nearest(name, [...Object.keys(COMMANDS), 'dmsetup']);
+    const known = [...Object.keys(COMMANDS), 'dmsetup'];
+    // `dmkit pool ls`, `dmkit pool drop`: of all devices alike.
+    const close = nearest(name, known) ?? (isGroup && second ? known.find((word) => word === second) : undefined);
     io.stderr.write(`dmkit: there is no command ${JSON.stringify(name)}\n`);
-    io.stderr.write(close ? `did you mean: dmkit ${close}\n` : 'dmkit help lists what there is\n');
+    io.stderr.write(close ? `did you mean: dmkit ${close}\n` : isGroup ? group() : 'dmkit help lists what there is\n');
     return 2;
   }
   const { command } = await COMMANDS[name].load();

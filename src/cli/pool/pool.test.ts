@@ -146,6 +146,18 @@ test('what is kept is opened again as it says', async () => {
   await disk.close();
 });
 
+test.each([
+  ['pool', '--help'],
+  ['help', 'pool'],
+  ['pool', '-h'],
+])('%s %s lists the commands on pools', async (...argv) => {
+  expect(await dmkit(...argv)).toEqual({
+    status: 0,
+    stdout: expect.stringMatching(/^( {2}pool .*\n){4}$/),
+    stderr: '',
+  });
+});
+
 test('a pool goes with its files when it is empty', async () => {
   await pool();
   expect(await dmkit('drop', 'pool')).toEqual(
@@ -157,7 +169,9 @@ test('a pool goes with its files when it is empty', async () => {
 
 test.each<[string[], number, string | RegExp]>([
   [['pool'], 2, /^ {2}pool create .*\n {2}pool open .*\n {2}pool extend .*\n {2}pool volume .*\n$/],
-  [['pool', 'make'], 2, /^dmkit: there is no command "pool make"\n/],
+  [['pool', 'make'], 2, /^dmkit: there is no command "pool make"\n {2}pool create /],
+  [['pool', 'ls'], 2, /^dmkit: there is no command "pool ls"\ndid you mean: dmkit ls\n$/],
+  [['pool', 'drop', 'pool'], 2, /\ndid you mean: dmkit drop\n$/],
   [['pool', 'create', 'x'], 1, /hint: say how much .*--size 100G\n$/],
   [['pool', 'create', 'x', '--size', 'much'], 2, /^dmkit pool create: --size is "much"/],
   [['pool', 'create', 'x', '--size', '1m', '--autoextend', '80'], 2, /^dmkit pool create: --autoextend is "80"/],
@@ -166,7 +180,8 @@ test.each<[string[], number, string | RegExp]>([
   [['pool', 'volume', 'pool/dev', '--id', '1', '--image', 'x'], 2, /exclude each other\n/],
   [['pool', 'extend', 'pool'], 2, /^dmkit pool extend: --size is missing\n/],
   [['pool', 'extend', 'base', '--size', '1m'], 1, /^dmkit: Cannot extend base: base is no pool\n/],
-  [['fork', 'pool/none', 'dev'], 1, /^dmkit: Cannot open DIR\/pool\/none: no such file/],
+  [['fork', 'pool/none', 'dev'], 1, /^dmkit: There is no volume "pool\/none"\nhint: look at: dmkit ls\n$/],
+  [['fork', 'other/none', 'dev'], 1, /^dmkit: Cannot open DIR\/other\/none: no such file/],
   [['fork', 'base', 'other/dev'], 2, /^dmkit fork: base is in the pool pool, and so is its fork\n/],
   [['fork', 'base', 'dev', '--cow', 'x'], 2, /^dmkit fork: --cow is for forks with a COW file\n/],
   [['diff', 'pool/none'], 1, /^dmkit: There is no volume "pool\/none"\nhint: look at: dmkit ls\n/],

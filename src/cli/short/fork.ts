@@ -4,7 +4,7 @@ import { type DaemonControl, DmError, type Volume, type VolumeSource } from '../
 import { printVolume } from '../pool/options.ts';
 import { define, printJson, UsageError } from './command.ts';
 import { parseSize, printSize } from './sizes.ts';
-import { findVolume, splitVolume } from './volume-name.ts';
+import { findVolume, noVolume, splitVolume } from './volume-name.ts';
 
 export const command = define({
   name: 'fork',
@@ -72,8 +72,13 @@ forked in turn, however often.`,
 
 /** The volume of a pool that is to be forked. Throws FORK_AMBIGUOUS (EINVAL) if it could be a file as well. */
 async function volumeOf(daemon: DaemonControl, word: string, cwd: string): Promise<Volume | undefined> {
-  const volume = findVolume(await daemon.volumes(), word);
-  if (!volume || word.startsWith('/') || !existsSync(resolve(cwd, word))) return volume;
+  const volumes = await daemon.volumes();
+  const volume = findVolume(volumes, word);
+  const isFile = existsSync(resolve(cwd, word));
+  const pool = splitVolume(word)?.pool;
+  if (!volume && !isFile && volumes.some(({ name, type }) => name === pool && type === 'thin-pool'))
+    throw noVolume(word);
+  if (!volume || word.startsWith('/') || !isFile) return volume;
   throw new DmError('FORK_AMBIGUOUS', 'EINVAL', `Cannot fork ${word}: it is a file, and a volume of ${volume.pool}`, {
     hint: `for the file: ./${word}; for the volume: /dev/mapper/${volume.name}`,
   });

@@ -17,5 +17,8 @@ export async function deviceName(daemon: Pick<DaemonControl, 'volumes'>, word: s
   if (!splitVolume(word)) return word;
   const volume = findVolume(await daemon.volumes(), word);
   if (volume) return volume.name;
-  throw new DmError('NO_DEVICE', 'ENXIO', `There is no volume ${JSON.stringify(word)}`, { hint: 'look at: dmkit ls' });
+  throw noVolume(word);
 }
+
+export const noVolume = (word: string) =>
+  new DmError('NO_DEVICE', 'ENXIO', `There is no volume ${JSON.stringify(word)}`, { hint: 'look at: dmkit ls' });
