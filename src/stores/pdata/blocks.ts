@@ -9,6 +9,7 @@
  * Nothing is overwritten in place: what an operation changes is new since the last commit (`transaction.ts`), so it does not
  * matter when before the next superblock it is written.
  */
+import { setImmediate as turn } from 'node:timers/promises';
 import type { BlockDevice, Maybe } from '../../device/block-device.ts';
 import { FormatError } from '../../errors.ts';
 import {
@@ -71,6 +72,8 @@ const CLEAN_MAX = 8192;
 /** Blocks written in one go, and bytes on their way at once. */
 const RUN_MAX = 64;
 const WRITING_MAX = 8 * 2 ** 20;
+/** Blocks that are written before the event loop has its turn: a third of a millisecond, most of it for checksums. */
+const SLICE = 64;
 /** Copies of cells that are kept for the operations to come. */
 const SAVED_MAX = 64;
 /** Memory of blocks that is kept for those to come: what is allocated outside of the heap is dear. */
@@ -314,6 +317,7 @@ export class Blocks {
     dirty.sort((a, b) => a.number - b.number);
     let writing: Promise<void>[] = [];
     let length = 0;
+    let slice = 0;
     try {
       for (let i = 0; i < dirty.length; ) {
         let end = i + 1;
@@ -325,6 +329,11 @@ export class Blocks {
           await Promise.all(writing);
           writing = [];
           length = 0;
+        }
+        slice += end - i;
+        if (slice >= SLICE && end < dirty.length) {
+          await turn();
+          slice = 0;
         }
         i = end;
       }

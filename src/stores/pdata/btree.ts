@@ -26,6 +26,8 @@ export interface Going {
 
 /** Entries that a neighbour must have free to take some. */
 const SPARE = 8;
+/** Nodes that are read together. */
+const AHEAD = 32;
 
 export class Btree {
   readonly #nodes: Nodes;
@@ -230,6 +232,7 @@ export class Btree {
       const owners = empty ? 1 : spaceMap.count(number);
       if (owners <= 0) throw corrupt(number, 'is free');
       if (!empty && owners === 1) {
+        if (!blocks.has(number)) this.#needNext(number, left);
         const block = this.#nodes.get(number, depth);
         const count = node.nr(block);
         const inner = !node.isLeaf(block);
@@ -239,10 +242,6 @@ export class Btree {
             const child = node.child(block, i);
             children.push(inner ? { number: child, level, depth: depth + 1, empty: false } : going(child, level + 1));
           }
-          const absent: number[] = [];
-          for (const { number } of children)
-            if (!blocks.has(number) && spaceMap.count(number) === 1) absent.unshift(number);
-          blocks.need(absent, NODE);
           left.push(...children);
           continue;
         }
@@ -252,6 +251,17 @@ export class Btree {
       spaceMap.dec(number, number + 1);
     }
     return left;
+  }
+
+  /** This node, and those that `deleteSome` comes to next, are read together. */
+  #needNext(first: number, left: readonly Going[]): void {
+    const { spaceMap, blocks } = this.#nodes.transaction;
+    const absent = [first];
+    for (let i = left.length - 1; i >= 0 && absent.length < AHEAD; i--) {
+      const { number, empty } = left[i];
+      if (!empty && !blocks.has(number) && spaceMap.count(number) === 1) absent.push(number);
+    }
+    blocks.need(absent, NODE);
   }
 
   /** Goes down to the leaf for `key`, so that an entry can be put there; returns its place. */

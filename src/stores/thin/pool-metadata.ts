@@ -21,9 +21,8 @@ import { setImmediate as turn } from 'node:timers/promises';
 import type { BlockDevice, Maybe } from '../../device/block-device.ts';
 import { DmError } from '../../errors.ts';
 import { BLOCK_BYTES, blockData } from '../../formats/pdata/block.ts';
-import * as node from '../../formats/pdata/node.ts';
 import { diskSuperblock, SPACE_MAP_ROOTS, SUPERBLOCK } from '../../formats/thin/superblock.ts';
-import { DATA_BLOCKS_MAX, MAPPING_BYTES, mappedBlock, mappedTime, TIME_MAX } from '../../formats/thin/values.ts';
+import { DATA_BLOCKS_MAX, mappedBlock, mappedTime, TIME_MAX } from '../../formats/thin/values.ts';
 import { type Bytes, bytes } from '../../units.ts';
 import type { Blocks } from '../pdata/blocks.ts';
 import { type Btree, type Going, going } from '../pdata/btree.ts';
@@ -41,10 +40,10 @@ const RESERVE_MAX = 4096;
 /** Changed blocks, 32 MiB, from which on a commit is due. */
 const DIRTY_MAX = 8192;
 /** Mappings that are removed before the event loop has its turn; a device that has more is not deleted at once. */
-const SLICE = 2048;
+const SLICE = 256;
 const DELETED_AT_ONCE = 16384;
-/** Leaves with so many mappings, if each is as empty as can be. */
-const SLICE_LEAVES = Math.ceil(SLICE / (node.maxEntries(MAPPING_BYTES) / 3)) + 2;
+/** Leaves that are read together. */
+const AHEAD = 32;
 
 /** Data blocks side by side. */
 export interface BlockRun {
@@ -384,7 +383,7 @@ export class PoolMetadata {
     return this.#changes.run(async () => {
       for (let from = begin; ; ) {
         this.#state.checkWritable();
-        await this.#look(() => this.#trees.device.ahead(this.#trees.deviceRoot(id), from, end, SLICE_LEAVES));
+        await this.#look(() => this.#trees.device.ahead(this.#trees.deviceRoot(id), from, end, AHEAD));
         from = await this.#changes.now(() => this.#removeSome(id, from, end));
         if (from >= end || this.commitDue) return from;
         await turn();

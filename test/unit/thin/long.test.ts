@@ -66,6 +66,15 @@ test('a large device is deleted in steps, and lookups of others go on', async ()
   expect(pool.freeDataBlocks).toBe(2 * MAPPED - MAPPED / 2);
 });
 
+test('what a large change leaves is committed in steps', async () => {
+  const pool = await open(copy());
+  await pool.openThin(1);
+  await pool.removeRange(1, 1000, 60_000);
+  const { dirty } = pool;
+  expect(dirty).toBeGreaterThan(128);
+  expect(await turnsOf(pool.commit())).toBeGreaterThan(dirty / 128);
+});
+
 test('a metadata snapshot that alone holds a large device is released in steps', async () => {
   const disk = copy();
   const pool = await open(disk);
