@@ -1,6 +1,6 @@
 import { thinMetadataSize } from '../../api/index.ts';
 import { define, UsageError } from '../short/command.ts';
-import { numberOf, required } from './options.ts';
+import { required } from './options.ts';
 
 /** Bytes, and the name, as thin_metadata_size has them: small letters are powers of 1024. */
 const UNITS: Record<string, readonly [bytes: number, name: string]> = {
@@ -34,7 +34,7 @@ export const command = define({
   async run({ options, io }) {
     const blockSize = sizeOf(required(options['block-size'], '--block-size'), '--block-size');
     const poolSize = sizeOf(required(options['pool-size'], '--pool-size'), '--pool-size');
-    const thins = required(numberOf(options['max-thins'], '--max-thins'), '--max-thins');
+    const thins = sizeOf(required(options['max-thins'], '--max-thins'), '--max-thins', 'b');
     if (blockSize < 2 ** 16 || blockSize > 2 ** 30 || blockSize % 2 ** 16 !== 0)
       throw new UsageError(`--block-size is ${blockSize} bytes, no multiple of 64k from 64k to 1g`);
     const unit = options.unit ?? 's';
@@ -46,10 +46,15 @@ export const command = define({
   },
 });
 
-function sizeOf(text: string, option: string): number {
-  const match = /^(\d+)([a-zA-Z]?)$/.exec(text);
-  const unit = match?.[2] || 's';
-  const value = match && Object.hasOwn(UNITS, unit) ? Number(match[1]) * UNITS[unit][0] : Number.NaN;
+/** Of what has no unit, it is `usual`. */
+function sizeOf(text: string, option: string, usual = 's'): number {
+  const match = /^(\d+)([a-zA-Z]*)$/.exec(text);
+  const unit = match?.[2] || usual;
+  // `64k`, `64kibi` and `64kibibytes` are the same.
+  const [bytes] = Object.hasOwn(UNITS, unit)
+    ? UNITS[unit]
+    : (Object.values(UNITS).find(([, name]) => unit.length > 3 && name.startsWith(unit)) ?? [Number.NaN]);
+  const value = match ? Number(match[1]) * bytes : Number.NaN;
   if (!Number.isSafeInteger(value))
     throw new UsageError(`${option} is ${JSON.stringify(text)}, not a size such as 64k`);
   return value;

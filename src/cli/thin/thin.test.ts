@@ -288,6 +288,7 @@ test('what is there is overwritten only if asked for', async () => {
 
 test.each<[string, string[], string]>([
   ['in sectors', ['-b', '64k', '-s', '1g', '-m', '1'], '1064 sectors\n'],
+  ['for many devices', ['-b64kibibytes', '-s1gibi', '-m1K', '-n'], '9056\n'],
   ['from sectors', ['-b', '128', '-s', '209715200', '-m', '1000', '-n'], '112040\n'],
   [
     'in mebibytes',

@@ -4,6 +4,8 @@ import { checkMetadata } from '../../../src/stores/thin/check.ts';
 import { bytes } from '../../../src/units.ts';
 import { originData, snapshotData, turns, watch } from '../../support/rig.ts';
 import { BLOCK, errno, poolOf, ThinRig, whole, zeroes } from '../../support/thin.ts';
+import { contents } from './images.ts';
+import { workedExample } from './worked-example.ts';
 
 describe('format and open', () => {
   test('1, 2. the table formats the metadata, the first resume brings the data blocks', async () => {
@@ -56,6 +58,16 @@ describe('format and open', () => {
     await rig.remove('t1');
     await rig.remove('pool');
     expect(rig.peek(rig.meta, 0, 8192).equals(before)).toBe(true);
+  });
+
+  test('9. the worked example of the format opens with its lines', async () => {
+    const rig = new ThinRig(64, { metadata: 64 });
+    rig.poke(rig.meta, 0, contents(workedExample()));
+    await rig.create('pool', rig.line(64));
+    expect(await rig.status('pool')).toBe('7 19/64 4/64 - rw discard_passdown queue_if_no_space - 16 ');
+    for (const id of [1, 2, 3]) await rig.activate(id, 2048);
+    const lines = [await rig.status('t1'), await rig.status('t2'), await rig.status('t3')];
+    expect(lines).toEqual(['512 1279', '384 383', '128 127']);
   });
 });
 
