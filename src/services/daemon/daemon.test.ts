@@ -2,13 +2,16 @@ import { mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSyn
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { setImmediate as turn } from 'node:timers/promises';
-import { afterEach, beforeEach, describe, expect, test } from 'vitest';
+import { afterEach, beforeEach, describe, expect, test, vi } from 'vitest';
+import type { Clock } from '../../lib/clock.ts';
+import { Mapper } from '../../mapper/mapper.ts';
 import { controlClient } from './control-client.ts';
 import { ControlServer, type Handlers, stops } from './control-server.ts';
-import { Daemon } from './daemon.ts';
+import { Daemon, type DaemonOptions } from './daemon.ts';
 import { controlSocket } from './directories.ts';
 import { lockInstance } from './instance-lock.ts';
 import { startDaemon } from './start.ts';
+import { StateFile } from './state-file.ts';
 
 let directory: string;
 let run: string;
@@ -28,8 +31,14 @@ afterEach(async () => {
   rmSync(directory, { recursive: true });
 });
 
-async function start() {
-  daemon = await Daemon.start({ run, state, version: '0', log: () => {} });
+function once() {
+  let fire = () => {};
+  const fired = new Promise<void>((resolve) => (fire = resolve));
+  return { fire, fired };
+}
+
+async function start(options: Partial<DaemonOptions> = {}) {
+  daemon = await Daemon.start({ run, state, version: '0', log: () => {}, ...options });
   return controlClient(controlSocket(run));
 }
 
@@ -109,9 +118,92 @@ test('nothing is started for a command while another daemon starts or ends; it f
   expect(readdirSync(state)).not.toContain('dmkit.log');
 });
 
+const ZERO = [{ start: 0, length: 8, type: 'zero', args: '' }];
+
+test('what is saved while the devices are closed has them all, and is saved before the next daemon may start', async () => {
+  const client = await start();
+  await client.create('a', { table: ZERO });
+  let saving = 0;
+  const { save } = StateFile.prototype;
+  vi.spyOn(StateFile.prototype, 'save').mockImplementation(function (this: StateFile<unknown>, content) {
+    const saved = save.call(this, content);
+    // As a device that tells of a change while the last state is written; its turn comes when that is done.
+    const late = async () => {
+      for (let turns = 0; turns < 10_000; turns++) await turn();
+      return content();
+    };
+    saving++;
+    save.call(this, late).catch(() => saving--);
+    return saved;
+  });
+  await daemon!.end();
+  expect(saving).toBe(0);
+  await daemon!.closeControl();
+  vi.restoreAllMocks();
+  expect((await (await start()).list()).map(({ name }) => name)).toEqual(['a']);
+});
+
+describe('calls that run when the daemon is stopped', () => {
+  const after: Clock['after'] = (_ms, call) => {
+    late.push(call);
+    return () => {};
+  };
+  let late: (() => void)[];
+  let held: Record<string, ReturnType<typeof once>>;
+  let calls: Record<string, Promise<unknown>>;
+
+  /** Two of them, until each is let go. */
+  beforeEach(async () => {
+    late = [];
+    const client = await start({ clock: { now: () => 0, after } });
+    const { create } = Mapper.prototype;
+    vi.spyOn(Mapper.prototype, 'create').mockImplementation(async function (this: Mapper, ...args) {
+      await held[args[0]].fired;
+      return create.apply(this, args);
+    });
+    held = { a: once(), b: once() };
+    const begin = (name: string) => client.create(name, { table: ZERO });
+    calls = { a: begin('a'), b: begin('b') };
+    while ((await client.daemon()).calls < 2) await turn();
+  });
+
+  afterEach(() => vi.restoreAllMocks());
+
+  const kept = async () => {
+    await daemon!.closeControl();
+    vi.restoreAllMocks();
+    return (await (await start()).list()).map(({ name }) => name);
+  };
+
+  test('are waited for one after the other', async () => {
+    const ended = daemon!.end();
+    while (late.length === 0) await turn();
+    held.a.fire();
+    await calls.a;
+    for (let turns = 0; turns < 10_000; turns++) await turn();
+    held.b.fire();
+    await ended;
+    await calls.b;
+    expect(await kept()).toEqual(['a', 'b']);
+  });
+
+  test('and outlast all patience have not succeeded', async () => {
+    const refused = expect(calls.b).rejects.toMatchObject({ code: 'DAEMON_STOPS' });
+    const ended = daemon!.end();
+    held.a.fire();
+    await calls.a;
+    while (late.length < 2) await turn();
+    late[1]();
+    await ended;
+    held.b.fire();
+    await refused;
+    expect(await kept()).toEqual(['a']);
+  });
+});
+
 test('a call that waits when the daemon is stopped says so', async () => {
   const client = await start();
-  await client.create('a', { table: [{ start: 0, length: 8, type: 'zero', args: '' }] });
+  await client.create('a', { table: ZERO });
   const { eventNumber } = await client.info({ name: 'a' });
   const waiting = expect(client.wait({ name: 'a' }, eventNumber)).rejects.toMatchObject({ code: 'DAEMON_STOPS' });
   while ((await client.daemon()).calls === 0) await turn();

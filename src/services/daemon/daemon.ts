@@ -10,8 +10,8 @@
  */
 import { randomUUID } from 'node:crypto';
 import { readFileSync } from 'node:fs';
-import { setTimeout as delay } from 'node:timers/promises';
 import { DmError } from '../../errors.ts';
+import { type Clock, systemClock } from '../../lib/clock.ts';
 import type { DeviceInfo, DeviceRef, LoadOptions, TargetSpec } from '../../mapper/control.ts';
 import { type Assembly, assemble } from '../assembly.ts';
 import { Attachments } from '../attach/attachments.ts';
@@ -48,10 +48,11 @@ export interface DaemonOptions extends Directories {
   engines?: number;
   /** How these are made; tests have them on the same one. */
   thread?(start: EngineStart): Thread;
+  clock?: Clock;
   log(line: string): void;
 }
 
-/** How long calls and connections may take to end before the devices are closed all the same. */
+/** How long the next call, or all connections, may take to end before the devices are closed all the same. */
 const PATIENCE_MS = 10_000;
 
 const NEVER = new AbortController().signal;
@@ -210,21 +211,41 @@ export class Daemon {
       work.catch((error) => log(`stopping: ${what}: ${error instanceof Error ? error.message : error}`));
     log('stopping');
     this.#stopping.abort();
-    await Promise.race([Promise.allSettled(this.#running), delay(PATIENCE_MS, undefined, { ref: false })]);
-    await Promise.race([this.#engines.stop(), delay(PATIENCE_MS, undefined, { ref: false })]);
+    // Many may wait for one disk, each for those before.
+    while (this.#running.size > 0) {
+      const next = Promise.race(this.#running).catch(() => {});
+      if (!(await this.#inTime(next))) break;
+    }
+    await this.#inTime(this.#engines.stop());
     for (const { name, path } of await this.#attachments.detachAll()) log(`${name} stays attached as ${path}, dead`);
     const nbdStopped = attempt('NBD', this.#nbd.stop());
-    await Promise.race([nbdStopped, delay(PATIENCE_MS, undefined, { ref: false })]);
+    await this.#inTime(nbdStopped);
     await attempt('state', this.#save());
     this.#sealed = true;
     await attempt('devices', this.#engines.close());
     await nbdStopped;
+    // The file is the next daemon's when the locks are released.
+    await this.#file.idle();
     // Before the next daemon may listen there.
     await attempt('control socket', this.#control.hide());
     // The other way round than they were taken: who gets the first one gets the second.
     for (const lock of this.#locks.reverse()) lock.release();
     log('stopped');
     this.#ended();
+  }
+
+  /** False: `work` takes longer than anybody has patience for. */
+  async #inTime(work: Promise<unknown>): Promise<boolean> {
+    const { clock = systemClock } = this.#options;
+    let cancel = () => {};
+    const late = new Promise<false>((resolve) => {
+      cancel = clock.after(PATIENCE_MS, () => resolve(false));
+    });
+    try {
+      return await Promise.race([work.then(() => true), late]);
+    } finally {
+      cancel();
+    }
   }
 
   /** A failure is told to whoever asks for the status, and tried again at the next change: the devices go on. */
@@ -245,7 +266,10 @@ export class Daemon {
   }
 
   async #state(): Promise<State> {
-    return { major: this.#major, ...(await this.#engines.state()) };
+    const state = { major: this.#major, ...(await this.#engines.state()) };
+    // Also of a save that was asked for before.
+    if (this.#sealed) throw stops();
+    return state;
   }
 
   async #status(): Promise<DaemonStatus> {
@@ -354,7 +378,10 @@ export class Daemon {
       const call = handler(args, AbortSignal.any([signal, this.#stopping.signal]));
       this.#running.add(call);
       try {
-        return await call;
+        const result = await call;
+        // Nobody had the patience: what it has done may not be kept.
+        if (this.#sealed) throw stops();
+        return result;
       } catch (error) {
         // Whoever waits has not ended the wait, and is told who has.
         if (this.#stopping.signal.aborted && error instanceof DmError && error.code === 'INTERRUPTED') throw stops();

@@ -85,6 +85,11 @@ export class StateFile<T> {
     return this.save(content);
   }
 
+  /** Settles when no save is under way or to come. */
+  async idle(): Promise<void> {
+    while (this.#running || this.#next) await (this.#next?.done ?? this.#running)?.catch(() => {});
+  }
+
   #begin(content: Content<T>): Promise<void> {
     const running = this.#write(content);
     const ended = () => {
