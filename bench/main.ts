@@ -8,7 +8,7 @@ import { writeFileSync } from 'node:fs';
 import { parseArgs } from 'node:util';
 import { exceptions, exceptionsTable } from './exceptions.ts';
 import { ioCounts, ioCountsTable } from './io-counts.ts';
-import { fitting, type MergeOptions, merging } from './merge.ts';
+import { fitting, type MergeOptions, mergeCases, merging } from './merge.ts';
 import { mergeMarkdown } from './merge-report.ts';
 import { describe, machine, markdown, verdicts } from './report.ts';
 import { parts } from './rows.ts';
@@ -83,12 +83,13 @@ if (wanted('exceptions')) {
 }
 if (wanted('thin-operations')) {
   const sizes = smoke ? [2 ** 28, 2 ** 30] : [2 ** 30, 2 ** 36, 2 ** 40];
-  const operations = await thinOperations(folders.disk, sizes, options.runs, progress);
+  const operations = await thinOperations(folders.disk, sizes, options, progress);
   add(thinOperationsTable(operations), { thinOperations: operations });
 }
 if (wanted('merge')) {
   const asked = smoke ? 32 * 2 ** 20 : number('merge-mib') * 2 ** 20;
   const merges: MergeOptions = {
+    cases: smoke ? mergeCases.slice(-1) : mergeCases,
     runs: 1,
     seconds: smoke ? 0.2 : 4,
     folder: folders.disk,

@@ -33,6 +33,7 @@ export const mergeCases: MergeCase[] = [
 ];
 
 export interface MergeOptions {
+  cases: readonly MergeCase[];
   folder: string;
   /** Bytes of changes; the image has twice as many. */
   changes: number;
@@ -69,7 +70,7 @@ export async function merging(options: MergeOptions, progress: (text: string) =>
     progress('merge: making the image');
     makeImage(image, 2 * options.changes);
     const rows: MergeRow[] = [];
-    for (const one of mergeCases) rows.push(await measureCase(one, image, folder, options, progress));
+    for (const one of options.cases) rows.push(await measureCase(one, image, folder, options, progress));
     return rows;
   } finally {
     scratch.remove();

@@ -72,7 +72,15 @@ const throughSnapshot: Row[] = [
     filled: 0.5,
     entrants: both(1),
   },
-  { ...inMemory, thin, workload: 'random 4 KiB overwrite, QD 32', load: overwrite, filled: 1, entrants: both(2.5) },
+  {
+    ...inMemory,
+    thin,
+    variant: true,
+    workload: 'random 4 KiB overwrite, QD 32',
+    load: overwrite,
+    filled: 1,
+    entrants: both(2.5),
+  },
   { ...inMemory, thin, workload: 'random 4 KiB first write, QD 32', load: firstWrite, filled: 0, entrants: both(2) },
 ];
 
@@ -161,10 +169,10 @@ const origins: Row[] = [
 const connections: Row[] = [
   { load: random, filled: 0.5, words: 'read' },
   { load: overwrite, filled: 1, words: 'overwrite' },
-].map(({ words, ...row }, i) => ({
+].map(({ words, ...row }) => ({
   ...inMemory,
   ...row,
-  variant: i > 0,
+  variant: true,
   workload: `random 4 KiB ${words} on many connections, QD 32 each`,
   compare: 'first',
   entrants: [

@@ -16,6 +16,7 @@ import { createSnap, deleteThin, volume } from './contestants/thin-pool.ts';
 import { type Figure, type Load, measure, readThrough } from './fio.ts';
 import { grid, yesOrNo } from './report.ts';
 import { scratchIn } from './scratch.ts';
+import type { Options } from './table.ts';
 
 const SERVER = join(import.meta.dirname, 'contestants/dmkit-server.js');
 /** Bytes of the volume that is read meanwhile. */
@@ -50,11 +51,11 @@ export interface Operations {
   qemu?: Times & { overlay: number };
 }
 
-/** `sizes`: bytes that are mapped. Of short operations the median of `runs`. */
+/** `sizes`: bytes that are mapped. Of short operations the median of `runs`; `seconds` of reads. */
 export async function thinOperations(
   parent: string,
   sizes: readonly number[],
-  runs: number,
+  { runs, seconds }: Pick<Options, 'runs' | 'seconds'>,
   progress: (text: string) => void,
 ): Promise<Operations[]> {
   const scratch = scratchIn(parent);
@@ -64,7 +65,7 @@ export async function thinOperations(
       progress(`thin operations, ${sizeOf(mapped)} mapped`);
       const folder = join(scratch.path, String(mapped));
       mkdirSync(folder);
-      const dmkit = await inPool(folder, mapped, runs);
+      const dmkit = await inPool(folder, mapped, runs, seconds);
       found.push({ mapped, dmkit, qemu: mapped <= QEMU_MOST ? inQcow2(folder, mapped, runs) : undefined });
       rmSync(folder, { recursive: true });
     }
@@ -74,7 +75,7 @@ export async function thinOperations(
   }
 }
 
-async function inPool(folder: string, mapped: number, runs: number): Promise<Operations['dmkit']> {
+async function inPool(folder: string, mapped: number, runs: number, seconds: number): Promise<Operations['dmkit']> {
   const size = mapped + OTHER;
   const metadata = sparse(join(folder, 'pool.meta'), size / 2048 + 2 ** 24);
   const data = sparse(join(folder, 'pool.data'), size);
@@ -104,7 +105,7 @@ async function inPool(folder: string, mapped: number, runs: number): Promise<Ope
       deleteSnapshot.push(await ask(deleteThin(3)));
     }
     const other: Served = { volumes: [nbd(socket, 'thin2')], flush: 'fsync', stop };
-    const read = () => measure(other, reads, { at: 0, length: OTHER }, 1, folder);
+    const read = () => measure(other, reads, { at: 0, length: OTHER }, seconds, folder);
     await readThrough(other.volumes[0], OTHER);
     await read();
     const alone = await read();
