@@ -68,11 +68,11 @@ type Prints = Partial<Record<'quiet' | 'json', string>>;
 
 /** Prints what was found; returns the exit status. */
 function tell(found: ThinCheckReport, ignoresLeaks: boolean, { quiet, json }: Prints, io: ShortIo): number {
-  const { findings, leaks, devices, transactionId, ...report } = found;
+  const { findings, leaks, damaged, devices, transactionId, ...report } = found;
   const { freeMetadataBlocks, needsCheck, truncated } = report;
   // As thin_check has it: a pool goes on with a wrong total.
   const harmless = (severity: string) => severity === 'total' || (ignoresLeaks && severity === 'leak');
-  const status = findings.every(({ severity }) => harmless(severity)) ? 0 : 1;
+  const status = !damaged && findings.every(({ severity }) => harmless(severity)) ? 0 : 1;
   if (quiet !== undefined) return status;
   if (json !== undefined) {
     const mapped = [...devices].map(([id, mappedBlocks]) => ({ id, mappedBlocks }));

@@ -52,6 +52,8 @@ export interface CheckReport {
   readonly leaks: Leak[];
   /** There were more than are listed. */
   readonly truncated: boolean;
+  /** One of the findings is an error, listed or not. */
+  readonly damaged: boolean;
   readonly needsCheck: boolean;
   readonly transactionId: bigint;
   /** Devices by number: virtual blocks that are mapped. */
@@ -88,6 +90,7 @@ class Check {
   readonly #findings: Finding[] = [];
   readonly #leaks: Leak[] = [];
   #truncated = false;
+  #damaged = false;
   readonly #metadata = new Counts();
   readonly #data = new Counts();
   /** Entries below nodes that were visited, and how deep they are. */
@@ -132,6 +135,7 @@ class Check {
       findings: this.#findings,
       leaks: this.#leaks,
       truncated: this.#truncated,
+      damaged: this.#damaged,
       needsCheck: (flags & NEEDS_CHECK) !== 0,
       transactionId: transId,
       devices,
@@ -143,6 +147,7 @@ class Check {
   }
 
   #error(message: string, severity: Finding['severity'] = 'error'): void {
+    if (severity === 'error') this.#damaged = true;
     if (this.#findings.length < FINDINGS_MAX) this.#findings.push({ severity, message });
     else this.#truncated = true;
   }

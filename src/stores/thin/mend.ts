@@ -23,8 +23,7 @@ export async function mend(device: BlockDevice): Promise<Mended> {
   let cleared = false;
   for (;;) {
     const report = await checkMetadata(device);
-    const { findings, leaks, needsCheck } = report;
-    const damaged = findings.some(({ severity }) => severity === 'error');
+    const { damaged, leaks, needsCheck } = report;
     if (damaged || (leaks.length === 0 && !needsCheck)) return { ...report, released, cleared };
     // First: what is marked is not changed.
     if (needsCheck) await clearMark(device);

@@ -63,6 +63,19 @@ test('more than are listed at once', async () => {
   expect((await mend(device)).leaks).toEqual([]);
 });
 
+test('what is damaged is left alone, also behind more leaks than are listed', async () => {
+  const device = await poolImage();
+  const image = new Image(device);
+  for (let block = 1000; block < 2500; block++) image.setDataCount(block, 1);
+  image.setMetadataCount(image.leaf, 0);
+  const before = contents(device);
+  device.readOnly = true;
+  const report = await mend(device);
+  expect(report).toMatchObject({ damaged: true, truncated: true });
+  expect(report.findings.some(({ severity }) => severity === 'error')).toBe(false);
+  expect(contents(device).equals(before)).toBe(true);
+});
+
 test('what is damaged is left alone, marked', async () => {
   const device = await wholeImage();
   leaking(device);
