@@ -197,6 +197,7 @@ export class MappedDevice extends IoPath {
       const failures: unknown[] = [];
       const attempt = (step: Promise<void>) => step.catch((error) => failures.push(error));
       await this.#loading.run(() => attempt(this.clear()));
+      this.live?.abandon();
       if (flush) await attempt(this.#suspend({}));
       // Again without a flush where that has failed.
       await attempt(this.#suspend({ nolockfs: true }));
@@ -306,6 +307,7 @@ export class MappedDevice extends IoPath {
     this.hold();
     try {
       await this.drain(signal);
+      if (table) await until(table.drained(), signal);
       if (!noflush && !nolockfs && !signal?.aborted) {
         // The flush may be stuck below. It counts as a request, so that after an interruption it is still waited for.
         const flushed = this.flushLive();
@@ -361,6 +363,20 @@ export class MappedDevice extends IoPath {
     this.#suspended = false;
     this.release();
   }
+}
+
+/** Waits for `wait`, or until `signal` fires: the caller asks which. */
+async function until(wait: Promise<void>, signal: AbortSignal | undefined): Promise<void> {
+  if (!signal) return wait;
+  await new Promise<void>((resolve) => {
+    const done = () => {
+      signal.removeEventListener('abort', done);
+      resolve();
+    };
+    if (signal.aborted) done();
+    else signal.addEventListener('abort', done);
+    wait.then(done, done);
+  });
 }
 
 /** The claim of a table of `user` on another mapped device. */

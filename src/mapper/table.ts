@@ -311,6 +311,14 @@ export class Table {
     for (const { target } of this.#slots) target.presuspendUndo?.();
   }
 
+  async drained(): Promise<void> {
+    for (const { target } of this.#slots) await target.drained?.();
+  }
+
+  abandon(): void {
+    for (const { target } of this.#slots) target.abandon?.();
+  }
+
   /** Every target gets its call, whatever becomes of the others; then the first failure is thrown. */
   async postsuspend(): Promise<void> {
     const failures: unknown[] = [];

@@ -110,6 +110,10 @@ export interface Target {
   message?(words: readonly string[]): Promise<string>;
   presuspend?(): void;
   presuspendUndo?(): void;
+  /** Resolves when what goes through it although it does not come through its device has drained, too. */
+  drained?(): Promise<void>;
+  /** Its device is going: what waits for somebody to do something fails instead, now and from here on. */
+  abandon?(): void;
   /** No I/O is in flight. What the target must make durable is on disk when this settles. */
   postsuspend?(): Promise<void>;
   /** Throws to refuse: the device then stays suspended with this table live. */

@@ -178,8 +178,12 @@ class PoolTarget implements Target, Control {
     this.#pool.resume();
   }
 
+  /** All requests to its thin devices. */
+  drained(): Promise<void> {
+    return this.#holding;
+  }
+
   async postsuspend(): Promise<void> {
-    await this.#holding;
     await this.#pool.postsuspend();
   }
 

@@ -41,6 +41,13 @@ export interface Control {
   event(): void;
 }
 
+/** A request that waits for space. */
+interface Waiting {
+  readonly member: Member;
+  go(): void;
+  fail(error: Error): void;
+}
+
 /** Reads under way. */
 class Reads {
   readonly #waits = new Set<Promise<unknown>>();
@@ -64,6 +71,8 @@ export interface Member {
   release(): void;
   readonly id: number;
   readonly traffic: Traffic;
+  /** It is going. */
+  readonly abandoned: boolean;
   /** What was acknowledged since the last commit is lost. */
   lose(): void;
 }
@@ -99,7 +108,7 @@ export class Pool {
   #cancelCommit: (() => void) | undefined;
   #cancelNoSpace: (() => void) | undefined;
   /** Requests that wait for space. */
-  #waiting: (() => void)[] = [];
+  #waiting: Waiting[] = [];
   /** Of blocks that are shared: until they have ended, nobody else may get these. */
   readonly sharedReads = new Reads();
 
@@ -367,10 +376,17 @@ export class Pool {
     this.#control!.event();
   }
 
-  /** Resolves when it is worth trying to allocate again. Throws ENOSPC where nothing is to wait. */
-  space(): Promise<void> {
-    if (this.#errorIfNoSpace) throw noSpace();
-    return new Promise<void>((resolve) => this.#waiting.push(resolve));
+  /** For a request to `member`: resolves when it is worth trying to allocate again. ENOSPC where nothing is to wait. */
+  space(member: Member): Promise<void> {
+    if (this.#errorIfNoSpace || member.abandoned) throw noSpace();
+    return new Promise<void>((go, fail) => this.#waiting.push({ member, go, fail }));
+  }
+
+  /** Nothing is to wait for space any longer that was asked of `member`. */
+  abandon(member: Member): void {
+    for (const waiting of this.#waiting.splice(0))
+      if (waiting.member === member) waiting.fail(noSpace());
+      else this.#waiting.push(waiting);
   }
 
   /** Throws ENOSPC where nothing is to wait for space any longer. */
@@ -415,7 +431,7 @@ export class Pool {
 
   /** Requests that wait for space try again. */
   #wake(): void {
-    for (const go of this.#waiting.splice(0)) go();
+    for (const { go } of this.#waiting.splice(0)) go();
   }
 
   #setMode(asked: Mode): void {

@@ -5,8 +5,8 @@
 import type { BlockDevice, Maybe } from '../../device/block-device.ts';
 import type { BlockRun, Mapping } from '../../stores/thin/pool-metadata.ts';
 import { bytes } from '../../units.ts';
-import type { Pool } from './pool.ts';
-import type { Request, Traffic } from './traffic.ts';
+import type { Member, Pool } from './pool.ts';
+import type { Request } from './traffic.ts';
 
 /** Virtual blocks side by side that are written: a part of one, or all of several. */
 export interface Part {
@@ -22,10 +22,8 @@ export interface Part {
 }
 
 /** The thin device. */
-export interface Volume {
-  readonly id: number;
+export interface Volume extends Member {
   readonly pool: Pool;
-  readonly traffic: Traffic;
   readonly origin: BlockDevice | undefined;
   /** Of the origin, in bytes. */
   readonly originSize: number;
@@ -65,7 +63,7 @@ function behind({ pool }: Volume, part: Part, { count }: BlockRun): Part {
 /** Waits for space, which does not count as under way. */
 async function space(volume: Volume, request: Request, blocks: number): Promise<BlockRun> {
   for (;;) {
-    const wait = volume.pool.space();
+    const wait = volume.pool.space(volume);
     request.end();
     await wait;
     while (volume.held) await volume.held;

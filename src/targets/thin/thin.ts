@@ -12,7 +12,7 @@ import type { StatusKind, Target, TargetType } from '../target.ts';
 import { parseDevice, thinRefused } from './arguments.ts';
 import { changedBetween } from './changed.ts';
 import { unmap } from './discards.ts';
-import type { Member, Pool } from './pool.ts';
+import type { Pool } from './pool.ts';
 import { poolOf } from './pools.ts';
 import { provision, type Volume } from './provisioning.ts';
 import type { Traffic } from './traffic.ts';
@@ -49,7 +49,7 @@ export const thin: TargetType = {
   },
 };
 
-class Thin implements Target, Member, Volume {
+class Thin implements Target, Volume {
   /** Its blocks lie anywhere. */
   readonly ranges = [];
   readonly pool: Pool;
@@ -65,6 +65,7 @@ class Thin implements Target, Member, Volume {
   readonly traffic: Traffic;
   /** Absent without an external origin. */
   readonly changed: Target['changed'];
+  abandoned = false;
   /** Something that was acknowledged went with a failure of the pool: no flush may succeed. */
   #lost = false;
   /** Largest virtual block that is mapped, or -1. */
@@ -341,6 +342,11 @@ class Thin implements Target, Member, Volume {
     this.#open?.();
     this.held = undefined;
     this.#open = undefined;
+  }
+
+  abandon(): void {
+    this.abandoned = true;
+    this.pool.abandon(this);
   }
 
   async close(): Promise<void> {

@@ -73,6 +73,31 @@ test('60. after a minute what waits fails; a suspend and a resume ask for the qu
   }
 });
 
+test('a write that waits for space does not keep its device, nor the program, from going', async () => {
+  for (const go of [(rig: ThinRig) => rig.remove('t1'), (rig: ThinRig) => rig.mapper.close()]) {
+    const rig = await full();
+    for (let block = 0; block < 8; block++) await rig.write('t1', block * 128, originData(0, 128));
+    const failed = expect(rig.write('t1', 1024, originData(0, 128))).rejects.toMatchObject(errno('ENOSPC'));
+    await turns();
+    await go(rig);
+    await failed;
+  }
+});
+
+test('other devices go on waiting', async () => {
+  const rig = await full();
+  await rig.thin(2, 4096);
+  for (let block = 0; block < 8; block++) await rig.write('t1', block * 128, originData(0, 128));
+  const written = watch(rig.write('t1', 1024, originData(0, 128)));
+  await turns();
+  await rig.remove('t2');
+  await turns();
+  expect(written.done).toBe(false);
+  await rig.reload(12);
+  while (!written.done) await turns(1);
+  expect(await rig.read('t1', 1024, 128)).toEqual(originData(0, 128));
+});
+
 test('61. error_if_no_space: ENOSPC at once', async () => {
   const rig = await full({ features: ['error_if_no_space'] });
   for (let block = 0; block < 8; block++) await rig.write('t1', block * 128, originData(0, 128));
@@ -280,4 +305,22 @@ test('69. a suspended pool holds its thin devices; none is activated', async () 
   });
   await rig.resume('pool');
   while (!read.done || !written.done) await turns(1);
+});
+
+test('69. a pool whose thin device waits for the disk is not suspended when the wait is interrupted', async () => {
+  const rig = await full();
+  rig.data.hold = (operation) => operation === 'write';
+  const written = rig.write('t1', 0, originData(0, 128));
+  await rig.data.held(1);
+  const abort = new AbortController();
+  const suspended = expect(rig.mapper.suspend({ name: 'pool' }, { signal: abort.signal })).rejects.toMatchObject(
+    errno('EINTR'),
+  );
+  await turns();
+  abort.abort();
+  await suspended;
+  rig.data.go();
+  await written;
+  expect(await rig.read('t1', 0, 128)).toEqual(originData(0, 128));
+  await whole(rig);
 });
