@@ -85,7 +85,7 @@ export class Forks implements ForkControl, PoolControl {
     );
     this.#pools = new Pools(this.#book);
     this.#volumes = new ThinVolumes(this.#book, this.#maker, uri);
-    this.growth = new PoolGrowth({ book: this.#book, lock: this.#lock, emit, log: this.#log });
+    this.growth = new PoolGrowth({ book: this.#book, emit, log: this.#log });
   }
 
   /** To be kept over a restart. */
@@ -144,7 +144,8 @@ export class Forks implements ForkControl, PoolControl {
 
   /** Lets go of devices and records that are to go on elsewhere, and resolves with them. As the mapper's. */
   leave(names: readonly string[], uuids: readonly string[], signal?: AbortSignal): Promise<ForksState> {
-    return this.#lock.run(async () => {
+    const lock = <T>(work: () => Promise<T>) => this.#lock.run(() => this.growth.lock.run(work, signal), signal);
+    return lock(async () => {
       const why = this.bound(uuids);
       if (why !== undefined) throw new DmError('DEVICE_OPEN', 'EBUSY', why);
       const devices = await this.#mapper.leave(names, signal);
@@ -152,7 +153,7 @@ export class Forks implements ForkControl, PoolControl {
       this.#images.records = this.#images.records.filter((record) => !forks.includes(record));
       this.#book.records = this.#book.records.filter((record) => !forks.includes(record));
       return { devices, forks };
-    }, signal);
+    });
   }
 
   /** What there was before a restart. */
@@ -265,7 +266,7 @@ export class Forks implements ForkControl, PoolControl {
       const abandoned = await this.#merges.abandon(name);
       if (abandoned) return { name, ...abandoned };
       const device = this.#mapper.device({ name });
-      if (this.#pools.owns(device)) return this.#pools.drop(name, keepCow);
+      if (this.#pools.owns(device)) return this.growth.lock.run(() => this.#pools.drop(name, keepCow));
       if (this.#book.volumeRecord(device) || this.#book.thin(device)) return this.#volumes.drop(device, keepCow);
       const info = await this.#mapper.info({ name });
       const record = this.#images.recordOf(info, 'fork');

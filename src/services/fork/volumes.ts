@@ -3,7 +3,7 @@ import { splitWords } from '../../targets/arguments.ts';
 import { SECTOR } from '../../units.ts';
 import { fillOf } from '../events/fill.ts';
 import type { Book } from '../pool/book.ts';
-import { statusOf, warningOf } from '../pool/pool-status.ts';
+import { statusOf } from '../pool/pool-status.ts';
 import type { MergeProgress, Volume } from './fork-control.ts';
 import type { Images } from './images.ts';
 
@@ -73,7 +73,7 @@ function addThin(volume: Volume, book: Book, status: string): void {
 function addPool(volume: Volume, book: Book): void {
   const device = book.mapper.device({ name: volume.name });
   const status = statusOf(device);
-  volume.note ??= warningOf(volume.name, status);
+  volume.note ??= book.warningOf(device);
   if (!status) volume.state = 'Fail';
   else {
     volume.used = status.dataUsed;

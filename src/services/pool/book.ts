@@ -7,6 +7,7 @@ import type { Mapper } from '../../mapper/mapper.ts';
 import type { SavedDevice } from '../../mapper/saved-device.ts';
 import { parseNumber, splitWords } from '../../targets/arguments.ts';
 import type { Images } from '../fork/images.ts';
+import { statusOf, warningOf } from './pool-status.ts';
 import type { PoolRecord, VolumeRecord } from './records.ts';
 
 /** What the live table of a thin device says. */
@@ -76,6 +77,13 @@ export class Book {
         hint: device.lostTable ? 'once what it lies on is there again: dmkit down; dmkit up' : 'look at: dmkit ls',
       },
     );
+  }
+
+  /** What users of the pool should know; undefined if there is nothing. */
+  warningOf(pool: MappedDevice): string | undefined {
+    const record = this.poolRecord(pool);
+    const path = record?.metadata ?? record?.data ?? pool.liveTable?.devices[0].device.name ?? 'METADATA';
+    return warningOf(pool.storedName, statusOf(pool), path);
   }
 
   /** Undefined: its live table is not that of one thin device. */

@@ -76,8 +76,8 @@ async function write(at: number, length: number, name = 'dev') {
 const sizeOf = async () => (await forks.volumes()).find(({ name }) => name === 'pool')!;
 const policy = { threshold: 75, percent: 50 };
 
-/** Until what was begun in the background has ended: it holds the lock that this waits for. */
-const settled = () => forks.drop('none').catch(() => {});
+/** Until what was begun in the background has ended. */
+const settled = () => forks.growth.lock.run(async () => {});
 
 describe.each([
   ['one file', {}],
@@ -117,6 +117,16 @@ describe.each([
     await write(0, 10 * MIB);
     expect((await sizeOf()).size).toBeGreaterThan(10 * MIB);
     expect((await sizeOf()).state).toBe('active');
+  });
+
+  test('grows, also by command, while a volume is forked whose writes wait for space', async () => {
+    Pool.clock = new FakeClock();
+    await make(options());
+    const writes = write(0, 2 * MIB);
+    const forked = forks.createVolume('pool', 'fork', { volume: 'dev' });
+    expect(await forks.extendPool('pool', 4 * MIB)).toMatchObject({ size: 4 * MIB });
+    expect(await forked).toMatchObject({ origin: 'pool/dev' });
+    await writes;
   });
 
   test('stops at its limit, says so once, and then is full', async () => {

@@ -4,7 +4,7 @@
  */
 import type { BlockDevice } from '../../device/block-device.ts';
 import { DmError, ioError } from '../../errors.ts';
-import type { Lock } from '../../lib/lock.ts';
+import { Lock } from '../../lib/lock.ts';
 import type { MappedDevice } from '../../mapper/mapped-device.ts';
 import { bytes } from '../../units.ts';
 import type { Emit } from '../events/event.ts';
@@ -17,15 +17,17 @@ import type { PoolRecord } from './records.ts';
 
 export interface GrowthOptions {
   book: Book;
-  /** Held while pools and volumes come and go. */
-  lock: Lock;
   emit: Emit;
   log: (line: string) => void;
 }
 
 export class PoolGrowth {
+  /**
+   * Held while a pool grows, and by who takes one away. Not that of all who come and go: a volume that is to be forked waits for its
+   * writes, and they may wait for this.
+   */
+  readonly lock = new Lock();
   readonly #book: Book;
-  readonly #lock: Lock;
   readonly #emit: Emit;
   readonly #log: (line: string) => void;
   /** Those that are about to grow. */
@@ -33,9 +35,8 @@ export class PoolGrowth {
   /** What was last told of a pool that did not grow, by uuid. */
   readonly #told = new Map<string, string>();
 
-  constructor({ book, lock, emit, log }: GrowthOptions) {
+  constructor({ book, emit, log }: GrowthOptions) {
     this.#book = book;
-    this.#lock = lock;
     this.#emit = emit;
     this.#log = log;
   }
@@ -64,7 +65,7 @@ export class PoolGrowth {
       return;
     }
     this.#growing.add(record.uuid);
-    void this.#lock
+    void this.lock
       .run(() => this.#growBy(record))
       .catch((error: DmError) => this.#failed(device, error.code, error.message))
       .finally(() => this.#growing.delete(record.uuid));
@@ -92,7 +93,7 @@ export class PoolGrowth {
 
   /** See `PoolControl.extendPool`. */
   extend(name: string, size: number): Promise<void> {
-    return this.#lock.run(async () => {
+    return this.lock.run(async () => {
       const device = this.#book.pool(name, `extend ${name}`);
       const record = this.#book.poolRecord(device);
       const status = statusOf(device);

@@ -42,11 +42,13 @@ export function statusOf(device: MappedDevice): PoolStatus | undefined {
 
 export const percent = (used: number, size: number) => Math.min(100, (100 * used) / size);
 
-/** What its users should know; undefined if there is nothing. */
-export function warningOf(name: string, status: PoolStatus | undefined): string | undefined {
-  if (!status) return `the pool ${name} has failed: look at dmkit.log, and check its metadata: dmkit thin check`;
+/** What its users should know; undefined if there is nothing. `path`: of the file that has it. */
+export function warningOf(name: string, status: PoolStatus | undefined, path: string): string | undefined {
+  const check = `dmkit down; dmkit thin check --clear-needs-check-flag ${path}; dmkit up`;
+  if (!status) return `the pool ${name} has failed: look at dmkit.log, then: ${check}`;
   const { mode, needsCheck, dataUsed, dataSize, metadataUsed, metadataSize } = status;
-  if (needsCheck) return `the metadata of ${name} needs a check: dmkit drop --keep ${name}; dmkit thin check`;
+  if (needsCheck)
+    return `${name} can only be read: its metadata could not be written. When there is room and its disk is well: ${check}`;
   if (mode === 'ro') return `the metadata of ${name} is full or cannot be written: nothing can be changed`;
   const grow = `dmkit pool extend ${name} --size …`;
   if (mode === 'out_of_data_space') return `${name} is full, and writes to it wait for a minute, then fail: ${grow}`;

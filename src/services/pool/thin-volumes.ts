@@ -19,7 +19,7 @@ import { recover } from '../fork/recovery.ts';
 import type { Book } from './book.ts';
 import { thinTable } from './layout.ts';
 import type { ThinVolume, VolumeSource } from './pool-control.ts';
-import { statusOf, warningOf } from './pool-status.ts';
+import { statusOf } from './pool-status.ts';
 import { VOLUME_UUID, type VolumeRecord } from './records.ts';
 
 const IDS = 2 ** 24;
@@ -150,7 +150,7 @@ export class ThinVolumes {
       size,
       origin: this.#book.originOf(device),
       uri: this.#uri(name),
-      note: warningOf(poolName, statusOf(pool)),
+      note: this.#book.warningOf(pool),
     };
   }
 
@@ -280,7 +280,7 @@ export class ThinVolumes {
   #checkWritable(pool: MappedDevice, attempted: string): void {
     const status = statusOf(pool);
     if (status && status.mode !== 'ro') return;
-    throw new DmError('POOL_STATE', 'EROFS', `Cannot ${attempted}: ${warningOf(pool.storedName, status)}`);
+    throw new DmError('POOL_STATE', 'EROFS', `Cannot ${attempted}: ${this.#book.warningOf(pool)}`);
   }
 }
 
