@@ -543,9 +543,18 @@ const guards = [
   },
   {
     guard: 'what is told while the devices are being closed is not saved',
-    file: 'src/services/daemon/daemon.ts',
-    find: '    if (this.#sealed) throw stops();\n',
-    replace: '',
+    edits: [
+      {
+        file: 'src/services/daemon/daemon.ts',
+        find: '  async #saveNow(): Promise<void> {\n    if (this.#sealed) throw stops();\n',
+        replace: '  async #saveNow(): Promise<void> {\n',
+      },
+      {
+        file: 'src/services/daemon/daemon.ts',
+        find: '    // Also of a save that was asked for before.\n    if (this.#sealed) throw stops();\n',
+        replace: '',
+      },
+    ],
     suite: engine,
   },
   {
