@@ -23,7 +23,7 @@ const SERVER = join(import.meta.dirname, 'contestants/dmkit-server.js');
 const OTHER = 2 ** 27;
 /** Blocks of data that lie side by side, but those of the other volume: 4 MiB. */
 const RUN = 64;
-/** Bytes: a snapshot of 1 TiB takes qemu-img a quarter of a minute. */
+/** Bytes: a snapshot of 1 TiB takes qemu-img many seconds. */
 const QEMU_MOST = 2 ** 36;
 const reads: Load = { pattern: 'randread', blockSize: 4096, depth: 8 };
 
