@@ -292,6 +292,17 @@ test('an abort that cannot read leaves nothing to be read', async () => {
   expect(await pool.lookup(1, 0)).toBeDefined();
 });
 
+test('a data device that failed to flush is not asked again, even where there was nothing to commit', async () => {
+  let asked = 0;
+  const pool = await begin(new ScriptedDevice(copy()), () => {
+    asked++;
+    throw new DmError('IO', 'EIO', 'no flush');
+  });
+  expect((await errorOf(() => pool.commit())).message).toBe('no flush');
+  expect((await errorOf(() => pool.commit())).code).toBe('THIN_FAILED');
+  expect(asked).toBe(1);
+});
+
 test('a data device that cannot be flushed stops the commit before its superblock is written', async () => {
   const disk = copy();
   const device = new ScriptedDevice(disk);
