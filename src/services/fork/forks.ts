@@ -144,7 +144,7 @@ export class Forks implements ForkControl, PoolControl {
 
   /** Lets go of devices and records that are to go on elsewhere, and resolves with them. As the mapper's. */
   leave(names: readonly string[], uuids: readonly string[], signal?: AbortSignal): Promise<ForksState> {
-    const lock = <T>(work: () => Promise<T>) => this.#lock.run(() => this.growth.lock.run(work, signal), signal);
+    const lock = <T>(work: () => Promise<T>) => this.#lock.run(() => this.#book.steady.run(work, signal), signal);
     return lock(async () => {
       const why = this.bound(uuids);
       if (why !== undefined) throw new DmError('DEVICE_OPEN', 'EBUSY', why);
@@ -160,7 +160,8 @@ export class Forks implements ForkControl, PoolControl {
   restore({ devices, forks }: ForksState, after?: string): Promise<void> {
     this.#images.records.push(...forks.filter(isForkRecord));
     this.#book.records.push(...forks.filter((record) => !isForkRecord(record)));
-    return this.#mapper.restore(devices, after);
+    // A pool that grows takes no volume.
+    return this.#book.steady.run(() => this.#mapper.restore(devices, after));
   }
 
   /**
@@ -266,7 +267,7 @@ export class Forks implements ForkControl, PoolControl {
       const abandoned = await this.#merges.abandon(name);
       if (abandoned) return { name, ...abandoned };
       const device = this.#mapper.device({ name });
-      if (this.#pools.owns(device)) return this.growth.lock.run(() => this.#pools.drop(name, keepCow));
+      if (this.#pools.owns(device)) return this.#book.steady.run(() => this.#pools.drop(name, keepCow));
       if (this.#book.volumeRecord(device) || this.#book.thin(device)) return this.#volumes.drop(device, keepCow);
       const info = await this.#mapper.info({ name });
       const record = this.#images.recordOf(info, 'fork');

@@ -1,6 +1,7 @@
 /** Pools and volumes, as tables and records tell of them. */
 import type { BlockDevice } from '../../device/block-device.ts';
 import { DmError } from '../../errors.ts';
+import { Lock } from '../../lib/lock.ts';
 import type { DeviceInfo } from '../../mapper/control.ts';
 import type { MappedDevice } from '../../mapper/mapped-device.ts';
 import type { Mapper } from '../../mapper/mapper.ts';
@@ -20,6 +21,11 @@ export interface Thin {
 
 export class Book {
   readonly images: Images;
+  /**
+   * Held while a pool grows, and by who needs it to stay as it is. Not while all who come and go wait for each other: a volume that is to
+   * be forked waits for its writes, and they may wait for their pool to grow.
+   */
+  readonly steady = new Lock();
   records: (PoolRecord | VolumeRecord)[];
 
   constructor(images: Images, records: (PoolRecord | VolumeRecord)[]) {

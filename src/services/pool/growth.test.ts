@@ -27,6 +27,10 @@ beforeEach(() => {
   directory = mkdtempSync(join(tmpdir(), 'dmkit-growth-'));
   [told, log] = [[], []];
   clock = new FakeClock();
+  begin();
+});
+
+function begin(): void {
   mapper = new Mapper({ opener: new Disks(), onChange: (kind, device) => monitor.changed(kind, device) });
   forks = new Forks({ mapper, emit: (_device, body) => told.push(body), log: (line) => log.push(line) });
   monitor = new Monitor({
@@ -41,7 +45,7 @@ beforeEach(() => {
     needed: () => forks.growth.needed,
     clock,
   });
-});
+}
 
 afterEach(async () => {
   Pool.clock = systemClock;
@@ -77,7 +81,7 @@ const sizeOf = async () => (await forks.volumes()).find(({ name }) => name === '
 const policy = { threshold: 75, percent: 50 };
 
 /** Until what was begun in the background has ended. */
-const settled = () => forks.growth.lock.run(async () => {});
+const settled = () => forks.growth.settled();
 
 describe.each([
   ['one file', {}],

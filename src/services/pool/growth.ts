@@ -4,7 +4,6 @@
  */
 import type { BlockDevice } from '../../device/block-device.ts';
 import { DmError, ioError } from '../../errors.ts';
-import { Lock } from '../../lib/lock.ts';
 import type { MappedDevice } from '../../mapper/mapped-device.ts';
 import { bytes } from '../../units.ts';
 import type { Emit } from '../events/event.ts';
@@ -22,11 +21,6 @@ export interface GrowthOptions {
 }
 
 export class PoolGrowth {
-  /**
-   * Held while a pool grows, and by who takes one away. Not that of all who come and go: a volume that is to be forked waits for its
-   * writes, and they may wait for this.
-   */
-  readonly lock = new Lock();
   readonly #book: Book;
   readonly #emit: Emit;
   readonly #log: (line: string) => void;
@@ -39,6 +33,11 @@ export class PoolGrowth {
     this.#book = book;
     this.#emit = emit;
     this.#log = log;
+  }
+
+  /** When no pool grows any more. */
+  settled(): Promise<void> {
+    return this.#book.steady.run(async () => {});
   }
 
   /** There is a pool to be looked at. */
@@ -65,7 +64,7 @@ export class PoolGrowth {
       return;
     }
     this.#growing.add(record.uuid);
-    void this.lock
+    void this.#book.steady
       .run(() => this.#growBy(record))
       .catch((error: DmError) => this.#failed(device, error.code, error.message))
       .finally(() => this.#growing.delete(record.uuid));
@@ -93,7 +92,7 @@ export class PoolGrowth {
 
   /** See `PoolControl.extendPool`. */
   extend(name: string, size: number): Promise<void> {
-    return this.lock.run(async () => {
+    return this.#book.steady.run(async () => {
       const device = this.#book.pool(name, `extend ${name}`);
       const record = this.#book.poolRecord(device);
       const status = statusOf(device);

@@ -126,18 +126,17 @@ export class ThinVolumes {
       await images.save();
       if (message) {
         const around = parent ? [await mapper.info({ name: parent.storedName })] : [];
-        await images.whileSuspended(
-          around,
-          async () => void (await mapper.message({ name: poolName }, 0, message(id))),
-        );
+        await images.whileSuspended(around, async () => void (await this.#message(pool, message(id))));
         made = true;
       }
-      await mapper.load({ name }, [thinTable(pool, id, size, image)]);
-      await mapper.resume({ name });
+      await this.#book.steady.run(async () => {
+        await mapper.load({ name }, [thinTable(pool, id, size, image)]);
+        await mapper.resume({ name });
+      });
     } catch (error) {
       await mapper.remove({ name }).catch(() => {});
       this.#book.remove(record);
-      if (made) await mapper.message({ name: poolName }, 0, `delete ${id}`).catch(() => {});
+      if (made) await this.#message(pool, `delete ${id}`).catch(() => {});
       await images.save().catch(() => {});
       throw error;
     }
@@ -152,6 +151,11 @@ export class ThinVolumes {
       uri: this.#uri(name),
       note: this.#book.warningOf(pool),
     };
+  }
+
+  /** To a pool that does not grow meanwhile: it takes none then. */
+  #message({ storedName: name }: MappedDevice, text: string): Promise<string> {
+    return this.#book.steady.run(() => this.#book.mapper.message({ name }, 0, text));
   }
 
   /** A number that no thin device of the pool has. */
@@ -190,7 +194,7 @@ export class ThinVolumes {
       throw error;
     }
     try {
-      if (deletes) await mapper.message({ name: pool.storedName }, 0, `delete ${id}`);
+      if (deletes) await this.#message(pool, `delete ${id}`);
       return { name, thin: pool && { pool: pool.storedName, id, size, deleted: deletes } };
     } finally {
       if (record) this.#forget(record);
@@ -263,7 +267,7 @@ export class ThinVolumes {
     const name = this.#book.poolOf(record)?.storedName;
     if (name === undefined) return;
     const pool = this.#book.pool(name, `delete thin device ${id}`);
-    if (await isThin(pool, id)) await this.#book.mapper.message({ name }, 0, `delete ${id}`);
+    if (await isThin(pool, id)) await this.#message(pool, `delete ${id}`);
   }
 
   /** Throws as `Book.pool`, or POOL_STATE (EROFS). */
