@@ -543,19 +543,31 @@ const guards = [
   },
   {
     guard: 'what is told while the devices are being closed is not saved',
-    edits: [
-      {
-        file: 'src/services/daemon/daemon.ts',
-        find: '  async #saveNow(): Promise<void> {\n    if (this.#sealed) throw stops();\n',
-        replace: '  async #saveNow(): Promise<void> {\n',
-      },
-      {
-        file: 'src/services/daemon/daemon.ts',
-        find: '    // Also of a save that was asked for before.\n    if (this.#sealed) throw stops();\n',
-        replace: '',
-      },
-    ],
-    suite: engine,
+    file: 'src/services/daemon/daemon.ts',
+    find: '    if (this.#sealed) throw stops();\n    return state;',
+    replace: '    return state;',
+    suite: 'src/services/daemon/daemon.test.ts',
+  },
+  {
+    guard: 'nor after the next daemon may start',
+    file: 'src/services/daemon/daemon.ts',
+    find: '    await this.#file.idle();\n',
+    replace: '',
+    suite: 'src/services/daemon/daemon.test.ts',
+  },
+  {
+    guard: 'a call that outlasts the devices has not succeeded',
+    file: 'src/services/daemon/daemon.ts',
+    find: '        if (this.#sealed) throw stops();\n        return result;',
+    replace: '        return result;',
+    suite: 'src/services/daemon/daemon.test.ts',
+  },
+  {
+    guard: 'a device is saved as suspended when somebody is to resume it only',
+    file: 'src/mapper/saved-device.ts',
+    find: 'suspended: device.staysSuspended,',
+    replace: 'suspended: device.suspended,',
+    suite: 'src/mapper/restart.test.ts',
   },
   {
     guard: 'the data device is flushed before mappings become durable',

@@ -254,20 +254,19 @@ export class Daemon {
   }
 
   async #saveNow(): Promise<void> {
-    if (this.#sealed) throw stops();
     try {
       await this.#file.save(() => this.#state());
       this.#fault = undefined;
     } catch (error) {
       this.#fault = (error as Error).message;
-      this.#options.log(this.#fault);
+      if (!this.#sealed) this.#options.log(this.#fault);
       throw error;
     }
   }
 
   async #state(): Promise<State> {
     const state = { major: this.#major, ...(await this.#engines.state()) };
-    // Also of a save that was asked for before.
+    // Looked at last: the devices may have been closed since the save was asked for.
     if (this.#sealed) throw stops();
     return state;
   }
