@@ -113,7 +113,8 @@ test('a flush that comes behind a commit that fails hears of it', async () => {
   const rig = await used();
   await rig.write('t1', 0, originData(0, 8));
   rig.data.hold = (operation) => operation === 'flush';
-  rig.data.fault = (operation) => (operation === 'flush' ? 'EIO' : undefined);
+  let flushes = 0;
+  rig.data.fault = (operation) => (operation === 'flush' && flushes++ === 0 ? 'EIO' : undefined);
   const commit = rig.status('pool');
   await rig.data.held(1);
   const flush = rig.mapper.device({ name: 't1' }).flush();
