@@ -117,7 +117,9 @@ function anyCommand(random: Prng): [argv: string[], succeeded?: Succeeded] {
 function expectSensible(argv: readonly string[], { status, stderr }: { status: number; stderr: string }): void {
   expect([argv, status === 0 ? '' : stderr]).toEqual([
     argv,
-    status === 0 ? '' : expect.stringMatching(/^(dmkit: |device-mapper: |Cannot |Device .*not exist|Device \S+ not found)/),
+    status === 0
+      ? ''
+      : expect.stringMatching(/^(dmkit: |device-mapper: |Cannot |Device .*not exist|Device \S+ not found)/),
   ]);
   expect(stderr).not.toMatch(/^\s+at |INTERNAL|fault in dmkit|went away|[Uu]nexpected/m);
 }
