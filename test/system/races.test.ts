@@ -3,7 +3,7 @@
  * why, and what is there afterwards is the sum of what succeeded. `RACES_SEED` gives other races.
  */
 import { type ChildProcess, spawn } from 'node:child_process';
-import { readdirSync, readFileSync, writeFileSync } from 'node:fs';
+import { existsSync, readdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { connect as connectSocket } from 'node:net';
 import { setImmediate as turn } from 'node:timers/promises';
 import { afterEach, beforeEach, expect, test } from 'vitest';
@@ -15,6 +15,8 @@ import { PROGRAM, World } from './program.ts';
 const SEED = Number(process.env.RACES_SEED ?? 1);
 const DEVICES = ['a', 'b'];
 const FORKS = ['c', 'd'];
+/** Of the pool `p`, which comes and goes. */
+const VOLUMES = ['e', 'f'];
 const ZERO = [{ start: 0, length: 8, type: 'zero', args: '' }];
 
 let world: World;
@@ -28,17 +30,18 @@ afterEach(() => world.close());
 
 const connect = (start = true) => DeviceMapper.connect({ run: world.run, state: world.state, start });
 const image = () => world.path('disk.img');
+const pool = () => world.path('p.img');
 
 /** No call runs any more. Also those of clients that have gone. */
 async function idle(dm: RemoteMapper): Promise<void> {
   while ((await dm.daemon()).calls > 0) await turn();
 }
 
-/** Everything is whole: no device without a table, no COW file without its fork, no origin without a fork. */
+/** Everything is whole: no device without a table, no COW file without its fork, no origin without a fork, no file without its pool. */
 async function expectWhole(dm: RemoteMapper): Promise<string[]> {
   await idle(dm);
   expect((await dm.daemon()).fault).toBeUndefined();
-  const volumes = await dm.volumes();
+  const volumes = (await dm.volumes()).filter(({ internal }) => !internal);
   for (const { name, state, note } of volumes) {
     expect([name, state, note]).toEqual([name, expect.stringMatching(/active|suspended/), undefined]);
   }
@@ -48,6 +51,7 @@ async function expectWhole(dm: RemoteMapper): Promise<string[]> {
   expect(files.map((name) => world.path(name)).sort()).toEqual(cows);
   const origins = volumes.filter(({ type }) => type === 'snapshot-origin');
   expect(origins.map(({ state }) => state)).toEqual(forks.length > 0 ? ['active'] : []);
+  expect(existsSync(pool())).toBe(volumes.some(({ name }) => name === 'p'));
   const log = readFileSync(world.path('state/dmkit.log'), 'utf8');
   expect(log).not.toMatch(/^\s+at |unhandled|fatal/m);
   const names = volumes.map(({ name }) => name);
@@ -60,8 +64,19 @@ async function expectKept(dm: RemoteMapper): Promise<void> {
     (await dm.volumes()).map(({ name, type, state, cow }) => [name, type, state === 'suspended', cow]);
   const before = await show();
   await world.kill();
-  await connect();
+  dm = await connect();
   expect(await show()).toEqual(before);
+  await expectThins(dm);
+}
+
+/** The pool has the thin devices of its volumes, and no other. */
+async function expectThins(dm: RemoteMapper): Promise<void> {
+  const ids = (await dm.volumes()).flatMap(({ id }) => (id === undefined ? [] : [id])).sort((a, b) => a - b);
+  await world.ok('dmkit', 'down');
+  if (!existsSync(pool())) return expect(ids).toEqual([]);
+  const rows = await world.ok('dmkit', 'thin', 'ls', '--no-headers', '-o', 'DEV', pool());
+  expect(rows.split('\n').filter(Boolean).map(Number)).toEqual(ids);
+  await world.ok('dmkit', 'thin', 'check', pool());
 }
 
 /** How often each name came and went, by what succeeded. */
@@ -88,7 +103,8 @@ type Succeeded = (ledger: Ledger) => void;
 function anyCommand(random: Prng): [argv: string[], succeeded?: Succeeded] {
   const [device, other] = [random.pick(DEVICES), random.pick(DEVICES)];
   const fork = random.pick(FORKS);
-  const any = random.pick([device, fork]);
+  const [volume, from] = [random.pick(VOLUMES), random.pick(VOLUMES)];
+  const any = random.pick([device, fork, volume]);
   const commands: [string[], Succeeded?][] = [
     [['dmsetup', 'create', device, '--table', '0 8 zero'], (ledger) => ledger.came(device)],
     [['dmsetup', 'create', device, '--table', '0 8 zero'], (ledger) => ledger.came(device)],
@@ -104,6 +120,12 @@ function anyCommand(random: Prng): [argv: string[], succeeded?: Succeeded] {
     [['fork', image(), fork], (ledger) => ledger.came(fork)],
     [['drop', fork], (ledger) => ledger.went(fork)],
     [['revert', fork]],
+    [['pool', 'create', pool(), '--size', '1m'], (ledger) => ledger.came('p')],
+    [['pool', 'volume', `p/${volume}`, '--size', '1m'], (ledger) => ledger.came(volume)],
+    [['fork', from, `p/${volume}`], (ledger) => ledger.came(volume)],
+    [['drop', volume], (ledger) => ledger.went(volume)],
+    [['drop', 'p'], (ledger) => ledger.went('p')],
+    [['pool', 'extend', 'p', '--size', '2m']],
     [['dmsetup', 'suspend', any]],
     [['dmsetup', 'resume', any]],
     [['dmsetup', 'load', device, '--table', '0 16 zero']],
@@ -144,7 +166,12 @@ test('commands that race, also with the end of the daemon, leave the sum of thos
 /** As the command line, in this process. Rejects as the daemon does. */
 async function call(dm: RemoteMapper, [program, ...words]: readonly string[]): Promise<void> {
   const device = { name: words[1] };
-  if (program === 'fork') await dm.fork(words[0], words[1]);
+  if (program === 'fork' && VOLUMES.includes(words[0]))
+    await dm.createVolume('p', words[1].slice(2), { volume: words[0] });
+  else if (program === 'fork') await dm.fork(words[0], words[1]);
+  else if (program === 'pool' && words[0] === 'create') await dm.createPool(words[1], { size: 2 ** 20 });
+  else if (program === 'pool' && words[0] === 'extend') await dm.extendPool(words[1], 2 ** 21);
+  else if (program === 'pool') await dm.createVolume('p', words[1].slice(2), { size: 2 ** 20 });
   else if (program === 'drop') await dm.drop(words[0]);
   else if (program === 'revert') await dm.revert({ name: words[0] });
   else if (program === 'ls') await dm.volumes();
