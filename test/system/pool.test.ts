@@ -3,7 +3,7 @@
  * with clients that wait; a disk that is full below it. `FAULT_ROUNDS` and `FAULT_SEED` as in fault.test.ts. Needs thin_check, qemu-io,
  * root and mount (tmpfs).
  */
-import { readFileSync, writeFileSync } from 'node:fs';
+import { mkdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { setImmediate as turn } from 'node:timers/promises';
 import { afterEach, beforeEach, expect, test } from 'vitest';
 import { DeviceMapper, type RemoteMapper } from '../../src/api/index.ts';
@@ -180,3 +180,71 @@ test(`after kill -9 no volume of a pool that grows has lost what was flushed, ${
   expect(readFileSync(world.path('golden.img')).equals(volumes.golden)).toBe(true);
   expect(readFileSync(world.path('state/dmkit.log'), 'utf8')).not.toMatch(/^\s+at |unhandled|fatal|cannot tidy/m);
 }, 300_000);
+
+test('clients of a pool that is full wait, and go on when it has more', async () => {
+  const dm = await connect();
+  await dm.createPool(world.path('pool.img'), { size: MIB });
+  for (const name of ['one', 'two']) await dm.createVolume('pool', name, { size: 4 * MIB });
+  const qemu = (name: string, ...commands: string[]) =>
+    world.exec('qemu-io', ['-f', 'raw', dm.uri(name), ...commands.flatMap((command) => ['-c', command])]);
+  expect(await qemu('two', 'write -P 2 0 64k', 'flush')).toMatchObject({ status: 0 });
+  const filling = qemu('one', 'write -P 1 0 4M', 'flush');
+  const stateOf = async () => (await dm.volumes()).find(({ name }) => name === 'pool')!.state;
+  while ((await stateOf()) !== 'full') await turn();
+  // What needs no block is not kept waiting; nor is a fork, though the volume has requests under way.
+  expect(await qemu('two', 'write -P 3 0 4k', 'read -P 2 4k 60k')).toMatchObject({ status: 0 });
+  const fork = world.dmkit('fork', 'pool/one', 'fork');
+  await world.ok('dmkit', 'pool', 'extend', 'pool', '--size', '8M');
+  expect(await filling).toMatchObject({ status: 0 });
+  expect(await fork).toMatchObject({ status: 0 });
+  expect((await qemu('one', 'read -P 1 0 4M')).stdout).not.toContain('Pattern');
+  expect(await stateOf()).toBe('active');
+});
+
+test('a disk that is full below a pool costs nothing that was flushed', async () => {
+  mkdirSync(world.path('small'));
+  await world.ok('mount', '-t', 'tmpfs', '-o', 'size=3m', 'tmpfs', 'small');
+  try {
+    const file = world.path('small/pool.img');
+    let dm = await connect();
+    await dm.createPool(file, { size: 64 * MIB });
+    await dm.createVolume('pool', 'dev', { size: 64 * MIB });
+    const block = (at: number) => Buffer.alloc(65536, `${at};`);
+    let written = 0;
+    const writeTo = async (end: number) => {
+      const disk = await dm.device('dev');
+      try {
+        for (; written < end; written += 65536) {
+          await disk.write(written, block(written));
+          await disk.flush();
+        }
+      } finally {
+        await disk.close();
+      }
+    };
+    const check = async () => {
+      const disk = await dm.device('dev');
+      for (let at = 0; at < written; at += 65536) expect((await disk.read(at, 65536)).equals(block(at))).toBe(true);
+      await disk.close();
+    };
+    await expect(writeTo(8 * MIB)).rejects.toMatchObject({ errno: 'ENOSPC' });
+    expect(written).toBeGreaterThan(MIB);
+    await check();
+    await world.kill();
+    dm = await connect();
+    await check();
+    await world.ok('mount', '-o', 'remount,size=16m', 'small');
+    // As `dmkit ls` says, where there was no room for metadata either.
+    await world.ok('dmkit', 'down');
+    await world.ok('dmkit', 'thin', 'check', '--clear-needs-check-flag', file);
+    dm = await connect();
+    await check();
+    await writeTo(8 * MIB);
+    await check();
+    await world.ok('dmkit', 'down');
+    expect(await checked(file)).toEqual([1]);
+  } finally {
+    await world.ok('dmkit', 'down', '--force');
+    while ((await world.exec('umount', ['small'])).status !== 0) await turn();
+  }
+});
