@@ -1,6 +1,6 @@
 /**
- * A pool that grows: by command, or by itself when so much of it is used. The file first, then the parts that lie in it, last the
- * table of the pool: cut off anywhere, there is room that nobody uses yet.
+ * A pool that grows: by command, or by itself when so much of it is used. The file first, then the parts that lie in it, then what a
+ * restart is to find, last the table of the pool: cut off anywhere, there is room that nobody uses yet.
  */
 import type { BlockDevice } from '../../device/block-device.ts';
 import { DmError, ioError } from '../../errors.ts';
@@ -142,10 +142,15 @@ export class PoolGrowth {
       const [metadata, data] = device.liveTable!.devices.map((lease) => lease.device);
       if (sizes.metadata > status.metadataSize) enlarge(metadata, sizes.metadata);
       const lowWater = record.autoextend ? lowWaterOf(layout, record.autoextend.threshold) : 0;
-      await mapper.load({ name }, [poolTable(metadata, data, layout, lowWater)]);
-      await mapper.resume({ name });
-      await images.save();
+      const table = poolTable(metadata, data, layout, lowWater);
+      // Metadata that has grown is refused by a table that has not.
+      await images.intending(device, table, undefined, async () => {
+        await images.save();
+        await mapper.load({ name }, [table]);
+        await mapper.resume({ name });
+      });
     } finally {
+      await images.save().catch(() => {});
       await file.release();
     }
     this.#told.delete(record.uuid);

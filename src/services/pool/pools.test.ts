@@ -413,6 +413,33 @@ describe('killed', () => {
     expect(count).toBeGreaterThan(2);
   });
 
+  test.each([
+    [false, false],
+    [true, false],
+    [false, true],
+    [true, true],
+  ])('while a pool grows, it comes back with its volumes (unsaved: %s, two files: %s)', async (unsaved, two) => {
+    const before = async () => {
+      await pool(two ? { metadata: meta() } : {});
+      await volume('base');
+      await write('base', 0, 'base');
+    };
+    const sizes = new Set<number>();
+    let count = 1;
+    for (; await restartFromSave(count, { unsaved, before }, () => forks.extendPool('pool', 32 * MIB)); count++) {
+      const volumes = await forks.volumes();
+      expect([count, volumes.map(({ state, note }) => [state, note])]).toEqual([
+        count,
+        volumes.map(() => ['active', undefined]),
+      ]);
+      sizes.add(volumes.find(({ name }) => name === 'pool')!.size / MIB);
+      expect(await read('base', 0, 4)).toBe('base');
+      expect(await forks.extendPool('pool', 48 * MIB)).toMatchObject({ size: 48 * MIB });
+    }
+    expect(count).toBeGreaterThan(2);
+    expect(sizes).toContain(32);
+  });
+
   test.each([false, true])(
     'while volumes come and go, no thin device is lost or left (unsaved: %s)',
     async (unsaved) => {
