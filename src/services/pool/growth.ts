@@ -130,17 +130,17 @@ export class PoolGrowth {
       dataStart,
       dataSize: sizes.data,
     };
+    const [metadata, data] = device.liveTable!.devices.map((lease) => lease.device);
     const file = await mapper.lease(record.data);
     try {
-      enlarge(file.device, dataStart + sizes.data);
+      await enlarge(file.device, dataStart + sizes.data);
       const parts = PARTS.map((part) => this.#book.device({ uuid: `${record.uuid}-${part}` }));
       if (inOne) {
         const ref = { name: parts[1]!.storedName };
         await mapper.load(ref, [linear(file.device, dataStart, sizes.data)]);
         await mapper.resume(ref);
       }
-      const [metadata, data] = device.liveTable!.devices.map((lease) => lease.device);
-      if (sizes.metadata > status.metadataSize) enlarge(metadata, sizes.metadata);
+      if (sizes.metadata > status.metadataSize) await enlarge(metadata, sizes.metadata);
       const lowWater = record.autoextend ? lowWaterOf(layout, record.autoextend.threshold) : 0;
       const table = poolTable(metadata, data, layout, lowWater);
       // Metadata that has grown is refused by a table that has not.
@@ -173,9 +173,10 @@ export class PoolGrowth {
 const METADATA_STEP = 2 ** 20;
 const METADATA_MAX = 2 ** 34;
 
-/** A file becomes so long; a disk has to be. */
-function enlarge(device: BlockDevice, size: number): void {
+/** A file becomes so long, durably; a disk has to be. */
+async function enlarge(device: BlockDevice, size: number): Promise<void> {
   if (device.size >= size) return;
   if (!device.extend) throw ioError(`Cannot extend ${device.name}: its size is not ours to choose`);
   device.extend(bytes(size));
+  await device.flush();
 }
