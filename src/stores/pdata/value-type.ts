@@ -31,12 +31,10 @@ export function eachRun(
   }
 }
 
-const childNumber = new Uint8Array(CHILD);
-const childView = new DataView(childNumber.buffer);
-
-/** A block's number as a value; valid until the next call. */
+/** A block's number as a value. Of its own: a tree makes more of them while it makes room for one. */
 export function childBytes(number: number): Uint8Array {
-  childView.setUint32(0, number % 2 ** 32, true);
-  childView.setUint32(4, Math.floor(number / 2 ** 32), true);
-  return childNumber;
+  const view = new DataView(new ArrayBuffer(CHILD));
+  view.setUint32(0, number % 2 ** 32, true);
+  view.setUint32(4, Math.floor(number / 2 ** 32), true);
+  return new Uint8Array(view.buffer);
 }
