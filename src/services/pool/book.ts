@@ -65,9 +65,13 @@ export class Book {
 
   /** The device with that uuid or minor number. */
   device(wanted: { uuid: string } | { minor: number }): MappedDevice | undefined {
-    for (const name of this.mapper.names()) {
-      const device = this.mapper.device({ name });
-      if ('uuid' in wanted ? device.uuid === wanted.uuid : device.minor === wanted.minor) return device;
+    const { mapper } = this;
+    const ref = 'uuid' in wanted ? { uuid: wanted.uuid } : { major: mapper.major, minor: wanted.minor };
+    try {
+      return mapper.device(ref);
+    } catch (error) {
+      if (error instanceof DmError && error.code === 'NO_DEVICE') return undefined;
+      throw error;
     }
   }
 
