@@ -11,6 +11,7 @@ import { bytes } from '../../units.ts';
 import type { EventBody } from '../events/event.ts';
 import { Monitor } from '../events/monitor.ts';
 import { Forks } from '../fork/forks.ts';
+import { statusOf } from './pool-status.ts';
 
 const KIB = 1024;
 const MIB = 1024 * KIB;
@@ -119,8 +120,20 @@ describe.each([
     // Nobody fires this clock: writes wait until there is room.
     Pool.clock = new FakeClock();
     await write(0, 10 * MIB);
+    await settled();
     expect((await sizeOf()).size).toBeGreaterThan(10 * MIB);
     expect((await sizeOf()).state).toBe('active');
+  });
+
+  test('goes on growing while what waited for space fills it again, before anybody looks', async () => {
+    Pool.clock = new FakeClock();
+    await make(options({ autoextend: policy }));
+    monitor.close();
+    const device = mapper.device({ name: 'pool' });
+    const writes = write(0, 10 * MIB);
+    while (statusOf(device)?.mode !== 'out_of_data_space') await new Promise((turn) => setImmediate(turn));
+    forks.growth.filled(device, statusOf(device)!);
+    await writes;
   });
 
   test('grows, also by command, while a volume is forked whose writes wait for space', async () => {

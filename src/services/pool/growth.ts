@@ -36,8 +36,9 @@ export class PoolGrowth {
   }
 
   /** When no pool grows any more. */
-  settled(): Promise<void> {
-    return this.#book.steady.run(async () => {});
+  async settled(): Promise<void> {
+    do await this.#book.steady.run(async () => {});
+    while (this.#growing.size > 0);
   }
 
   /** There is a pool to be looked at. */
@@ -67,14 +68,19 @@ export class PoolGrowth {
     void this.#book.steady
       .run(() => this.#growBy(record))
       .catch((error: DmError) => this.#failed(device, error.code, error.message))
-      .finally(() => this.#growing.delete(record.uuid));
+      .then((grew) => {
+        this.#growing.delete(record.uuid);
+        // What waited may have filled it again, and told of that while it grew.
+        const now = grew ? statusOf(device) : undefined;
+        if (now) this.filled(device, now);
+      });
   }
 
-  /** As the policy has it, by what is used by now. */
-  async #growBy(record: PoolRecord): Promise<void> {
+  /** As the policy has it, by what is used by now. False: there was no need. */
+  async #growBy(record: PoolRecord): Promise<boolean> {
     const device = this.#book.device({ uuid: record.uuid });
     const status = device && statusOf(device);
-    if (!status || !record.autoextend) return;
+    if (!status || !record.autoextend) return false;
     const { threshold, limit } = record.autoextend;
     const sizes = { data: status.dataSize, metadata: status.metadataSize };
     if (percent(status.dataUsed, sizes.data) >= threshold && sizes.data < limit)
@@ -86,8 +92,9 @@ export class PoolGrowth {
         { ...record.autoextend, chunkSize: METADATA_STEP },
         METADATA_MAX,
       );
-    if (sizes.data > status.dataSize || sizes.metadata > status.metadataSize)
-      await this.#grow(device, record, status, sizes);
+    if (sizes.data <= status.dataSize && sizes.metadata <= status.metadataSize) return false;
+    await this.#grow(device, record, status, sizes);
+    return true;
   }
 
   /** See `PoolControl.extendPool`. */
