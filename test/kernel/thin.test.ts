@@ -15,6 +15,7 @@ import { mend } from '../../src/stores/thin/mend.ts';
 import { PoolMetadata } from '../../src/stores/thin/pool-metadata.ts';
 import { MetadataReader } from '../../src/stores/thin/reader.ts';
 import { bytes, sector } from '../../src/units.ts';
+import { allocateBlock } from '../support/allocate-block.ts';
 import { Session } from '../support/session.ts';
 import { Image } from '../support/thin-damage.ts';
 import { pattern } from '../unit/golden.ts';
@@ -185,7 +186,7 @@ it('a pool that needs a check, until dmkit has made one', async () => {
   await pool.resizeData(DATA / BLOCK);
   await pool.createThin(1);
   // And a leak.
-  await pool.allocateDataBlock();
+  await allocateBlock(pool);
   await pool.commit();
   new Image(device).setSuperblock(() => ({ flags: 1 }));
   const status = async () => {

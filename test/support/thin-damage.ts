@@ -17,6 +17,7 @@ import { diskSuperblock, SUPERBLOCK } from '../../src/formats/thin/superblock.ts
 import { diskDetails, setMapping } from '../../src/formats/thin/values.ts';
 import { PoolMetadata } from '../../src/stores/thin/pool-metadata.ts';
 import { bytes, sector } from '../../src/units.ts';
+import { allocateBlock } from './allocate-block.ts';
 
 /** Devices 1, of 300 blocks, and 2, its snapshot, which is as it was; 1000 data blocks. */
 export async function wholeImage(): Promise<MemoryDevice> {
@@ -25,7 +26,7 @@ export async function wholeImage(): Promise<MemoryDevice> {
   await pool.resizeData(1000);
   await pool.createThin(1);
   await pool.openThin(1);
-  for (let i = 0; i < 300; i++) await pool.insert(1, i, await pool.allocateDataBlock());
+  for (let i = 0; i < 300; i++) await pool.insert(1, i, await allocateBlock(pool));
   await pool.createSnapshot(2, 1);
   await pool.commit();
   return device;

@@ -2,6 +2,7 @@
 import { MemoryDevice } from '../../src/device/memory.ts';
 import { PoolMetadata } from '../../src/stores/thin/pool-metadata.ts';
 import { bytes, sector } from '../../src/units.ts';
+import { allocateBlock } from './allocate-block.ts';
 
 const MIB = 2 ** 20;
 
@@ -18,7 +19,7 @@ const open = (device: MemoryDevice) => PoolMetadata.open(device, { dataBlockSize
 async function write(pool: PoolMetadata, id: number, block: number): Promise<void> {
   const mapping = await pool.lookup(id, block);
   if (mapping && !mapping.shared) return;
-  const fresh = await pool.allocateDataBlock();
+  const fresh = await allocateBlock(pool);
   await pool.insert(id, block, fresh);
   await pool.commit();
 }

@@ -3,6 +3,7 @@ import { type PowerOptions, PowerSupply, SimulatedDisk } from '../../src/device/
 import { prng } from '../../src/lib/prng.ts';
 import { PoolMetadata } from '../../src/stores/thin/pool-metadata.ts';
 import { sector } from '../../src/units.ts';
+import { allocateBlock } from './allocate-block.ts';
 
 /** Bytes of the device. */
 export const SIZE = 2 ** 20;
@@ -74,7 +75,7 @@ export async function liveMetadata(
           const block = random.below(400);
           const mapping = await pool.lookup(id, block);
           if (mapping && !mapping.shared) continue;
-          await pool.insert(id, block, await pool.allocateDataBlock());
+          await pool.insert(id, block, await allocateBlock(pool));
           mapped.get(id)!.add(block);
         }
       if (random.below(2) === 0) await commit(pool);

@@ -5,6 +5,7 @@ import { prng } from '../../src/lib/prng.ts';
 import { checkMetadata } from '../../src/stores/thin/check.ts';
 import { PoolMetadata } from '../../src/stores/thin/pool-metadata.ts';
 import { sector } from '../../src/units.ts';
+import { allocateBlock } from './allocate-block.ts';
 
 const DATA = 4000;
 const VIRTUAL = 3000;
@@ -50,7 +51,7 @@ class Beside {
     if (at < 0) {
       if (this.pool.freeDataBlocks === 0) return;
       try {
-        at = await this.pool.allocateDataBlock();
+        at = await allocateBlock(this.pool);
       } catch {
         // What was freed is to be had after a commit.
         return;

@@ -2,9 +2,8 @@ import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, beforeEach, expect, test } from 'vitest';
+import { call } from '../../../test/support/command-line.ts';
 import { DeviceMapper } from '../../api/index.ts';
-import { run } from '../run.ts';
-import type { ShortIo } from '../short/command.ts';
 
 let directory: string;
 let dm: DeviceMapper;
@@ -19,25 +18,7 @@ afterEach(async () => {
   rmSync(directory, { recursive: true });
 });
 
-/** Runs a command line on a mapper in this process, in the place of a daemon. */
-async function dmkit(...argv: string[]) {
-  const result = { status: 0, stdout: '', stderr: '' };
-  const control = async () =>
-    ({ ...dm, daemon: async () => ({}) }) as unknown as Awaited<ReturnType<ShortIo['control']>>;
-  const io: ShortIo = {
-    stdout: { write: (text) => void (result.stdout += text) },
-    stderr: { write: (text) => void (result.stderr += text) },
-    stdin: async () => '',
-    env: {},
-    cwd: directory,
-    control,
-    existing: control,
-  };
-  result.status = await run('dmkit', argv, io);
-  result.stdout = result.stdout.replaceAll(directory, 'DIR');
-  result.stderr = result.stderr.replaceAll(directory, 'DIR');
-  return result;
-}
+const dmkit = (...argv: string[]) => call(argv, { dm, directory });
 
 const printed = (stdout: string) => ({ status: 0, stdout, stderr: '' });
 const refused = (status: number, stderr: string | RegExp) => ({

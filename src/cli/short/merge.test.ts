@@ -2,8 +2,8 @@ import { copyFileSync, existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync,
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
+import { call } from '../../../test/support/command-line.ts';
 import { DeviceMapper, DmError, type MergeProgress } from '../../api/index.ts';
-import { run } from '../run.ts';
 import type { ShortIo } from './command.ts';
 import { MergeDisplay, printTime } from './merge-display.ts';
 
@@ -22,26 +22,8 @@ afterEach(async () => {
   rmSync(directory, { recursive: true });
 });
 
-/** Runs a command line on a mapper in this process, in the place of a daemon. */
-async function dmkit(argv: string[], over: Partial<ShortIo> = {}, daemon: object = {}) {
-  const result = { status: 0, stdout: '', stderr: '' };
-  const control = async () =>
-    ({ ...dm, daemon: async () => ({}), ...daemon }) as unknown as Awaited<ReturnType<ShortIo['control']>>;
-  const io: ShortIo = {
-    stdout: { write: (text) => void (result.stdout += text) },
-    stderr: { write: (text) => void (result.stderr += text) },
-    stdin: async () => '',
-    env: { DMKIT_DIR: join(directory, 'run'), DMKIT_STATE: join(directory, 'state') },
-    cwd: directory,
-    control,
-    existing: control,
-    ...over,
-  };
-  result.status = await run('dmkit', argv, io);
-  result.stdout = result.stdout.replaceAll(directory, 'DIR');
-  result.stderr = result.stderr.replaceAll(directory, 'DIR');
-  return result;
-}
+const dmkit = (argv: string[], over: Partial<ShortIo> = {}, daemon: object = {}) =>
+  call(argv, { dm, directory, over, daemon });
 
 async function write(name: string, at: number, text: string, length = 4096) {
   const disk = await dm.device(name);

@@ -2,6 +2,7 @@ import { mkdtempSync, readFileSync, rmSync, truncateSync, writeFileSync } from '
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
+import { allocateBlock } from '../../../test/support/allocate-block.ts';
 import { Image } from '../../../test/support/thin-damage.ts';
 import { contents, EXAMPLE, poolImage } from '../../../test/unit/thin/images.ts';
 import { FileDevice } from '../../device/file.ts';
@@ -121,7 +122,7 @@ test('damaged metadata ends a check with status 1, and is told', async () => {
 async function marked(): Promise<Image> {
   const device = await poolImage({ held: true });
   const pool = await PoolMetadata.open(device, { dataBlockSize: sector(128), flushData() {} });
-  await pool.allocateDataBlock();
+  await allocateBlock(pool);
   await pool.commit();
   const image = new Image(device);
   image.setSuperblock(() => ({ flags: 1 }));

@@ -328,12 +328,10 @@ export class PoolMetadata {
     });
   }
 
-  /** ENOSPC: DATA_NO_SPACE if there is none until a commit, or at all. */
-  allocateDataBlock(): Maybe<number> {
-    return this.#changes.change(() => this.#data.newBlock());
-  }
-
-  /** As many free data blocks side by side as there are, `most` at most. ENOSPC as above. */
+  /**
+   * As many free data blocks side by side as there are, `most` at most. ENOSPC: DATA_NO_SPACE if there is none
+   * until a commit, or at all.
+   */
   allocateRun(most: number): Maybe<BlockRun> {
     return this.#changes.change(() => {
       const begin = this.#data.newBlock();

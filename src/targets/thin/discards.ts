@@ -28,7 +28,7 @@ async function remove(pool: Pool, id: number, begin: number, end: number): Promi
   }
 }
 
-/** Blocks that nobody has any more are discarded below, and nobody gets them before that has ended. */
+/** Blocks that are left without an owner are discarded below before they are given out again. */
 async function passDown(pool: Pool, id: number, { begin, block, count, shared }: Run): Promise<void> {
   const { metadata, data } = pool;
   await remove(pool, id, begin, begin + count);

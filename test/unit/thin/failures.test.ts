@@ -8,6 +8,7 @@ import { PoolMetadata } from '../../../src/stores/thin/pool-metadata.ts';
 import { FailingDevice } from '../../../src/testing/failing-device.ts';
 import { ScriptedDevice } from '../../../src/testing/scripted-device.ts';
 import { bytes, sector } from '../../../src/units.ts';
+import { allocateBlock } from '../../support/allocate-block.ts';
 
 const SIZE = 4 * 2 ** 20;
 /** Of metadata, after it has grown. */
@@ -29,9 +30,9 @@ const filled = await (async () => {
   await pool.resizeData(10_000);
   await pool.createThin(1);
   await pool.openThin(1);
-  for (let i = 0; i < 2000; i++) await pool.insert(1, (i * 1237) % 8192, await pool.allocateDataBlock());
+  for (let i = 0; i < 2000; i++) await pool.insert(1, (i * 1237) % 8192, await allocateBlock(pool));
   await pool.createSnapshot(2, 1);
-  for (let i = 0; i < 300; i++) await pool.insert(1, (i * 731) % 8192, await pool.allocateDataBlock());
+  for (let i = 0; i < 300; i++) await pool.insert(1, (i * 731) % 8192, await allocateBlock(pool));
   await pool.reserveSnapshot();
   await pool.commit();
   return imageOf(disk);
@@ -72,7 +73,7 @@ const observed = (pool: PoolMetadata) => ({
 
 const changes: [string, (pool: PoolMetadata) => unknown][] = [
   ['insert', (pool) => pool.insert(1, 4000, 9999)],
-  ['allocateDataBlock', (pool) => pool.allocateDataBlock()],
+  ['allocateRun', (pool) => allocateBlock(pool)],
   ['createThin', (pool) => pool.createThin(3)],
   ['createSnapshot', (pool) => pool.createSnapshot(3, 1)],
   ['delete', (pool) => pool.delete(2)],
@@ -135,7 +136,7 @@ test.each<[string, (pool: PoolMetadata, id: number, block: number) => unknown]>(
 ])('%s that finds no space leaves no trace', async (_name, change) => {
   const { disk, pool } = await tiny();
   for (let id = 2, failed = false; !failed; id++) {
-    const block = (await pool.allocateDataBlock()) as number;
+    const block = (await allocateBlock(pool)) as number;
     const before = observed(pool);
     try {
       await change(pool, id, block);
@@ -180,7 +181,7 @@ async function eachFailure(check: (pool: PoolMetadata, disk: MemoryDevice) => Pr
     const disk = copy();
     const device = new ScriptedDevice(disk);
     const pool = await begin(device);
-    await pool.insert(1, 8000, (await pool.allocateDataBlock()) as number);
+    await pool.insert(1, 8000, (await allocateBlock(pool)) as number);
     await pool.removeRange(1, 0, 400);
     let operations = 0;
     failed = false;
@@ -222,7 +223,7 @@ test('an abort forgets everything since the last commit, counters of open device
   const disk = copy();
   const pool = await begin(disk);
   const before = observed(pool);
-  await pool.insert(1, 8000, (await pool.allocateDataBlock()) as number);
+  await pool.insert(1, 8000, (await allocateBlock(pool)) as number);
   await pool.createThin(9);
   await pool.openThin(9);
   await pool.createSnapshot(10, 1);
@@ -242,7 +243,7 @@ test('who looks something up during an abort finds what was, or what is', async 
   const now = new Map(committed);
   await pool.removeRange(1, 1000, 4000);
   await pool.createSnapshot(7, 1);
-  for (let i = 0; i < 4000; i += 50) await pool.insert(1, i, (await pool.allocateDataBlock()) as number);
+  for (let i = 0; i < 4000; i += 50) await pool.insert(1, i, (await allocateBlock(pool)) as number);
   for (const i of committed.keys()) now.set(i, (await pool.lookup(1, i))?.block);
   device.later = true;
   let done = false;
@@ -331,7 +332,7 @@ test('a change that is asked for while a commit writes waits for it, and lookups
   const disk = copy();
   const device = new ScriptedDevice(disk);
   const pool = await begin(device);
-  await pool.insert(1, 8000, (await pool.allocateDataBlock()) as number);
+  await pool.insert(1, 8000, (await allocateBlock(pool)) as number);
   const { heldRoot } = pool;
   device.hold = (operation) => operation !== 'read';
   const commit = pool.commit();

@@ -15,6 +15,7 @@ import { type Prng, prng } from '../../../src/lib/prng.ts';
 import { checkMetadata } from '../../../src/stores/thin/check.ts';
 import { PoolMetadata } from '../../../src/stores/thin/pool-metadata.ts';
 import { bytes, sector } from '../../../src/units.ts';
+import { allocateBlock } from '../../support/allocate-block.ts';
 import { Image, wholeImage } from '../../support/thin-damage.ts';
 
 const SIZE = 2 ** 20;
@@ -34,10 +35,10 @@ beforeAll(async () => {
   await pool.resizeData(5000);
   await pool.createThin(1);
   await pool.openThin(1);
-  for (let i = 0; i < 1500; i++) await pool.insert(1, (i * 1237) % 4096, (await pool.allocateDataBlock()) as number);
+  for (let i = 0; i < 1500; i++) await pool.insert(1, (i * 1237) % 4096, (await allocateBlock(pool)) as number);
   for (const id of [2, 3, 4]) {
     await pool.createSnapshot(id, 1);
-    await pool.insert(1, id * 50, (await pool.allocateDataBlock()) as number);
+    await pool.insert(1, id * 50, (await allocateBlock(pool)) as number);
   }
   await pool.reserveSnapshot();
   await pool.commit();
@@ -86,7 +87,7 @@ async function use(device: MemoryDevice, random: Prng): Promise<void> {
     await tried(() => pool.lookup(id, random.below(4096)));
     await tried(() => pool.highest(id));
     await tried(() => pool.nextRun(id, random.below(4096), 2 ** 40));
-    const block = await tried(() => pool.allocateDataBlock());
+    const block = await tried(() => allocateBlock(pool));
     await tried(() => pool.insert(id, random.below(5000), block ?? random.below(5000)));
     await tried(() => pool.dataCount(random.below(6000)));
     if (i % 5 === 0) await tried(() => pool.commit());
@@ -202,7 +203,7 @@ test.each([0, 1000])('a total of %i that is wrong: the pool goes on, and opens a
   if (nrAllocated === 0) {
     await pool.delete(2);
     await pool.removeRange(1, 0, 100);
-  } else for (let i = 0; i < 20; i++) await pool.insert(1, 1000 + i, await pool.allocateDataBlock());
+  } else for (let i = 0; i < 20; i++) await pool.insert(1, 1000 + i, await allocateBlock(pool));
   await pool.commit();
   const again = await open(device);
   await again.openThin(1);

@@ -5,6 +5,7 @@ import { gunzipSync } from 'node:zlib';
 import { MemoryDevice } from '../../../src/device/memory.ts';
 import { PoolMetadata } from '../../../src/stores/thin/pool-metadata.ts';
 import { bytes, sector } from '../../../src/units.ts';
+import { allocateBlock } from '../../support/allocate-block.ts';
 import { FIXTURES } from '../golden.ts';
 
 /** What a kernel wrote. */
@@ -34,13 +35,13 @@ export async function poolImage({ held = false } = {}): Promise<MemoryDevice> {
   await pool.resizeData(20000);
   await pool.createThin(1);
   await pool.openThin(1);
-  for (let i = 0; i < 600; i++) await pool.insert(1, i < 300 ? i : 2 * i, await pool.allocateDataBlock());
+  for (let i = 0; i < 600; i++) await pool.insert(1, i < 300 ? i : 2 * i, await allocateBlock(pool));
   await pool.createSnapshot(2, 1);
   await pool.commit();
   if (held) await pool.reserveSnapshot();
   await pool.createSnapshot(3, 1);
   await pool.openThin(3);
-  for (let i = 0; i < 50; i++) await pool.insert(3, 250 + i, await pool.allocateDataBlock());
+  for (let i = 0; i < 50; i++) await pool.insert(3, 250 + i, await allocateBlock(pool));
   await pool.commit();
   return device;
 }

@@ -6,6 +6,7 @@ import { checkMetadata } from '../../../src/stores/thin/check.ts';
 import { PoolMetadata } from '../../../src/stores/thin/pool-metadata.ts';
 import { ScriptedDevice } from '../../../src/testing/scripted-device.ts';
 import { bytes, sector } from '../../../src/units.ts';
+import { allocateBlock } from '../../support/allocate-block.ts';
 
 const SIZE = 8 * 2 ** 20;
 const MAPPED = 40_000;
@@ -22,7 +23,7 @@ const filled = await (async () => {
   await pool.openThin(1);
   for (let i = 0; i < MAPPED; i++) {
     if (i === MAPPED / 2) await pool.createSnapshot(2, 1);
-    await pool.insert(1, (i * 7919) % 65_537, (await pool.allocateDataBlock()) as number);
+    await pool.insert(1, (i * 7919) % 65_537, (await allocateBlock(pool)) as number);
   }
   await pool.commit();
   const image = Buffer.alloc(SIZE);

@@ -5,6 +5,7 @@ import { prng } from '../../../src/lib/prng.ts';
 import { checkMetadata } from '../../../src/stores/thin/check.ts';
 import { PoolMetadata } from '../../../src/stores/thin/pool-metadata.ts';
 import { sector } from '../../../src/units.ts';
+import { allocateBlock } from '../../support/allocate-block.ts';
 
 const COUNT = 1100;
 const numbers = Array.from({ length: COUNT }, (_, i) => 10 + i);
@@ -31,7 +32,7 @@ test.each(orders)('snapshots of one device, made %s, each have its blocks until 
   await pool.resizeData(100);
   await pool.createThin(1);
   await pool.openThin(1);
-  await pool.insert(1, 7, (await pool.allocateDataBlock())!);
+  await pool.insert(1, 7, (await allocateBlock(pool))!);
   for (const id of ids) await pool.createSnapshot(id, 1);
   // And some that are new, and empty.
   for (const id of ids.slice(0, 300)) await pool.createThin(id + 10_000);

@@ -14,6 +14,7 @@ import { checkMetadata } from '../../../src/stores/thin/check.ts';
 import { PoolMetadata } from '../../../src/stores/thin/pool-metadata.ts';
 import { MetadataReader, type ThinDevice } from '../../../src/stores/thin/reader.ts';
 import { bytes, sector } from '../../../src/units.ts';
+import { allocateBlock } from '../../support/allocate-block.ts';
 import { Image } from '../../support/thin-damage.ts';
 import { EXAMPLE_SHA256, workedExample } from './worked-example.ts';
 
@@ -43,7 +44,7 @@ async function made(data = 512, blocks = 1024): Promise<{ disk: MemoryDevice; po
 async function write(pool: PoolMetadata, id: number, virtual: number): Promise<number> {
   const mapping = await pool.lookup(id, virtual);
   if (mapping && !mapping.shared) return mapping.block;
-  const block = await pool.allocateDataBlock();
+  const block = await allocateBlock(pool);
   await pool.insert(id, virtual, block);
   return block;
 }
@@ -411,7 +412,7 @@ test('what was freed is given out after the next commit only', async () => {
   await pool.commit();
   await pool.removeRange(1, 2, 3);
   expect(pool.freeDataBlocks).toBe(1);
-  expect(() => pool.allocateDataBlock()).toThrow(expect.objectContaining({ code: 'DATA_NO_SPACE', errno: 'ENOSPC' }));
+  expect(() => allocateBlock(pool)).toThrow(expect.objectContaining({ code: 'DATA_NO_SPACE', errno: 'ENOSPC' }));
   await pool.commit();
-  expect(await pool.allocateDataBlock()).toBe(2);
+  expect(await allocateBlock(pool)).toBe(2);
 });

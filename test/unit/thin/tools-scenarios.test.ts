@@ -9,6 +9,7 @@ import { dumpParts } from '../../../src/stores/thin/dump.ts';
 import { PoolMetadata } from '../../../src/stores/thin/pool-metadata.ts';
 import { MetadataReader } from '../../../src/stores/thin/reader.ts';
 import { sector } from '../../../src/units.ts';
+import { allocateBlock } from '../../support/allocate-block.ts';
 import { Image } from '../../support/thin-damage.ts';
 
 /** A pool whose device 1 has `count` blocks mapped. */
@@ -18,14 +19,14 @@ async function poolWith(count: number): Promise<{ device: MemoryDevice; pool: Po
   await pool.resizeData(20_000);
   await pool.createThin(1);
   await pool.openThin(1);
-  for (let i = 0; i < count; i++) await pool.insert(1, 2 * i, await pool.allocateDataBlock());
+  for (let i = 0; i < count; i++) await pool.insert(1, 2 * i, await allocateBlock(pool));
   await pool.commit();
   return { device, pool };
 }
 
 async function write(pool: PoolMetadata, id: number, virtual: number): Promise<void> {
   const mapping = await pool.lookup(id, virtual);
-  if (!mapping || mapping.shared) await pool.insert(id, virtual, await pool.allocateDataBlock());
+  if (!mapping || mapping.shared) await pool.insert(id, virtual, await allocateBlock(pool));
 }
 
 async function snapshot(pool: PoolMetadata, id: number): Promise<void> {

@@ -13,6 +13,7 @@ import { MetadataReader } from '../../../src/stores/thin/reader.ts';
 import { type RestoreOptions, restore } from '../../../src/stores/thin/restore.ts';
 import { usage } from '../../../src/stores/thin/usage.ts';
 import { bytes, sector } from '../../../src/units.ts';
+import { allocateBlock } from '../../support/allocate-block.ts';
 import { Image } from '../../support/thin-damage.ts';
 import { contents, EXAMPLE, kernelDump, kernelImage, poolImage } from './images.ts';
 
@@ -115,7 +116,7 @@ describe('restored metadata', () => {
     await pool.openThin(1);
     expect(await pool.lookup(1, 0)).toEqual({ block: 8, shared: true });
     expect(await pool.lookup(1, 9)).toEqual({ block: 20, shared: false });
-    await pool.insert(1, 0, await pool.allocateDataBlock());
+    await pool.insert(1, 0, await allocateBlock(pool));
     await pool.commit();
     expect((await checkMetadata(device)).findings).toEqual([]);
   });
@@ -391,7 +392,7 @@ describe('a delta', () => {
     for (let id = 2; id < 6; id++) {
       await pool.createSnapshot(id, id - 1);
       await pool.openThin(id);
-      for (let i = 0; i < 60; i++) await pool.insert(id, random.below(count + 9000), await pool.allocateDataBlock());
+      for (let i = 0; i < 60; i++) await pool.insert(id, random.below(count + 9000), await allocateBlock(pool));
       await pool.removeRange(id, 1000 * id, 1000 * id + 700);
     }
     await pool.commit();
